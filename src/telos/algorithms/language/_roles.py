@@ -1,0 +1,155 @@
+"""The roles of language-model programs: who holds which weights, and how batches travel to them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from telos.algorithms.language._options import TrainingConfig
+from telos.core.errors import UsageError
+from telos.core.loop import NotFinite
+from telos.dataflow import Role, transfer
+from telos.functional.reduction import Denominators, Losses, MetricSums, total
+from telos.models.language import LanguageModel
+from telos.models.packing import Answers
+
+
+def learning_rate_at(config: TrainingConfig, step: int, steps: int) -> float:
+    """The learning rate of optimiser step `step` (from 0) of `steps`."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    if config.lr_schedule == "linear":
+        return config.learning_rate * (1 - progress)
+    if config.lr_schedule == "cosine":
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    return config.learning_rate
+
+
+class Learner(Role):
+    """Weights with an optimiser. Gradients of micro-batches and of replicas add up to the gradient of the whole batch (`functional.reduction`)."""
+
+    def __init__(self, model: nn.Module, config: TrainingConfig, optimiser_steps: int) -> None:
+        self.model = model
+        self.config = config
+        self.optimiser_steps = optimiser_steps
+        self.applied = 0
+        self._named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        if not self._named:
+            raise UsageError(
+                f"no parameter of {getattr(model, 'source', 'the model')} is trainable: nothing would be learned; check the adapter's folder or use --lora_rank"
+            )
+        if config.gradient_checkpointing:
+            inner = model.model
+            inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator, union-attr]
+            model.train()  # the library recomputes in training mode only; tinylm-like models have no dropout
+        self.optimiser = torch.optim.AdamW(
+            [p for _, p in self._named],
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+
+    def parameters_to_reduce(self) -> list[nn.Parameter]:
+        return [p for _, p in self._named]
+
+    @transfer(split="rows", collect="sum")
+    def accumulate(self, batch: Any, *rows: Tensor, losses: Callable[..., Losses], denominators: Denominators) -> dict[str, Any]:
+        """Adds the gradient of `losses(model, part of batch, parts of rows …)` over micro-batches; returns the loss and the metrics' totals."""
+        loss, sums = 0.0, MetricSums()
+        for part in micro_batches(self.config.micro_batch_size, batch, *rows):
+            value = losses(self.model, *part)
+            scalar = total(value, denominators)
+            scalar.backward()
+            loss += scalar.item()
+            for term in (value, *value.extra):
+                sums.add(term.metrics)
+        return {"loss": loss, "metrics": sums.totals()}
+
+    @transfer(split="rows", collect="sum")
+    def assess(self, batch: Any, *rows: Tensor, losses: Callable[..., Losses], denominators: Denominators) -> dict[str, Any]:
+        """As `accumulate`, without gradients: loss and metrics on held-out rows."""
+        loss, sums = 0.0, MetricSums()
+        with torch.no_grad():
+            for part in micro_batches(self.config.micro_batch_size, batch, *rows):
+                value = losses(self.model, *part)
+                loss += total(value, denominators).item()
+                sums.add(value.metrics)
+        return {"loss": loss, "metrics": sums.totals()}
+
+    @transfer(split="broadcast", collect="first", sum_gradients=True)
+    def apply(self, batch: Mapping[str, Any] | None = None) -> dict[str, float]:
+        """One optimiser step with the gradients that have added up. Raises `NotFinite` (with `batch`) before a bad gradient touches a weight."""
+        rate = learning_rate_at(self.config, self.applied, self.optimiser_steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        limit = self.config.max_grad_norm or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_([p for _, p in self._named], limit))
+        if not math.isfinite(norm):
+            self.optimiser.zero_grad(set_to_none=True)
+            raise NotFinite(f"optimiser step {self.applied + 1}: the gradient's norm is {norm}", batch or {})
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.applied += 1
+        return {"grad_norm": norm, "learning_rate": rate}
+
+    def state(self) -> dict[str, Any]:
+        """Trained weights, optimiser and counter; frozen weights are read again from their folder."""
+        return {
+            "weights": {name: p.detach() for name, p in self._named},
+            "optimiser": self.optimiser.state_dict()["state"],
+            "applied": self.applied,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        weights = state["weights"]
+        if weights.keys() != {name for name, _ in self._named}:
+            raise UsageError("the checkpoint holds other parameters than this model trains: the model or its adapter options have changed")
+        with torch.no_grad():
+            for name, p in self._named:
+                p.copy_(weights[name])
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": state["optimiser"], "param_groups": groups})
+        self.applied = state["applied"]
+
+
+class Reference(Role):
+    """A frozen model, or the policy with its adapter switched off: the distribution that regularises."""
+
+    def __init__(self, policy: LanguageModel, source: str | None = None) -> None:
+        """`source` names another model with the same tokenizer; None takes the policy as it is now."""
+        self._shared = source is None and policy.has_adapter
+        if source is not None:
+            other = LanguageModel.load(source, precision=policy.precision, device=str(policy.device))
+            if other.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+                raise UsageError(
+                    f"--reference {source} has another vocabulary than {policy.source}; log-probabilities could not be compared"
+                )
+            other.requires_grad_(False)
+            self.model = other
+        else:
+            self.model = policy if self._shared else policy.frozen_copy()
+
+    @transfer(split="rows", collect="rows")
+    def logprobs(self, batch: Any, *, layout: Callable[[Any], Answers], kinds: int, micro_batch_size: int = 0, **options: Any) -> Tensor:
+        """[B, kinds, La]: token log-probabilities of the answers that `layout` finds in `batch`, `kinds` a row."""
+        parts = []
+        with torch.no_grad(), self.model.adapter_off() if self._shared else contextlib.nullcontext():
+            for (part,) in micro_batches(micro_batch_size, batch):
+                answers = layout(part)
+                parts.append(self.model.logprobs(answers, **options).logprobs.view(-1, kinds, answers.ids.shape[1]))
+        return torch.cat(parts)
+
+
+def micro_batches(size: int, batch: Any, *rows: Tensor) -> Iterator[tuple[Any, ...]]:
+    """Contiguous parts of `size` rows (0: all at once) of a batch and of tensors with the same rows."""
+    count = len(batch)
+    step = size or count
+    for start in range(0, count, step):
+        yield (batch[start : start + step], *(row[start : start + step] for row in rows))

@@ -1,0 +1,99 @@
+"""Drawing answers: the role that generates, and what turns a `--reward` into scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from telos.core.errors import UsageError
+from telos.data.batches import REWARD_VALID, Prompts, Rollouts
+from telos.dataflow import Role, transfer
+from telos.environments.text.base import Item, load_testbed
+from telos.models.generation import Sampling, make_engine
+from telos.models.language import LanguageModel
+from telos.objectives.rewards import RewardSource, load_reward
+
+
+class Writer(Role):
+    """Generates answers with the policy's current weights."""
+
+    def __init__(self, model: LanguageModel, engine: str = "native") -> None:
+        self.model = model
+        self.engine = make_engine(model, engine)
+
+    @transfer(split="rows", collect="rows")
+    def write(self, prompts: Prompts, *, sampling: Sampling, n: int = 1, seed: int = 0) -> tuple[Rollouts, list[str]]:
+        """`n` answers to each prompt, those of a prompt together, and their texts without end tokens."""
+        ids = [row[:length] for row, length in zip(prompts.prompt_ids.tolist(), prompts.prompt_length.tolist(), strict=True)]
+        drawn = self.engine.generate(ids, sampling, n=n, seed=seed)
+        count, width = drawn.ids.shape
+        rows = prompts.row.repeat_interleave(n)
+        positions = torch.arange(width, device=drawn.ids.device)
+        rollouts = Rollouts(
+            prompt_ids=prompts.prompt_ids.repeat_interleave(n, 0),
+            prompt_length=prompts.prompt_length.repeat_interleave(n),
+            completion_ids=drawn.ids,
+            completion_length=drawn.length,
+            action_mask=positions < drawn.length[:, None],
+            logprobs=drawn.logprobs,
+            ended=drawn.ended,
+            group=rows,
+            reward=drawn.logprobs.new_zeros(count),
+            reward_status=torch.full((count,), REWARD_VALID, dtype=torch.int8, device=drawn.ids.device),
+            temperature=drawn.logprobs.new_full((count,), sampling.temperature),
+            weight_version=torch.full((count,), drawn.weight_version, dtype=torch.int64, device=drawn.ids.device),
+            row=rows,
+            support=drawn.support,
+            batch_size=[count],
+        )
+        return rollouts, texts_of(self.model, drawn.ids, drawn.length)
+
+
+def texts_of(model: LanguageModel, ids: torch.Tensor, length: torch.Tensor) -> list[str]:
+    """The text of each answer; special tokens, the end token among them, are left out."""
+    rows = [row[:n] for row, n in zip(ids.tolist(), length.tolist(), strict=True)]
+    return model.tokenizer.batch_decode(rows, skip_special_tokens=True)  # type: ignore[return-value]
+
+
+def sample_texts(
+    model: LanguageModel, prompts: Sequence[str], sampling: Sampling, *, n: int = 1, seed: int = 0, batch: int = 128
+) -> list[list[str]]:
+    """`n` answers to each prompt given as text. Prompts are encoded as training encodes them."""
+    from telos.data.formats import read_examples
+    from telos.data.readers import read_rows
+    from telos.data.tokenize import Limits, tokenize
+
+    examples = read_examples(read_rows([{"prompt": prompt} for prompt in prompts]), ("prompt-only",))
+    table = tokenize(examples, model.tokenizer, Limits(max_prompt_length=model.context - sampling.max_new_tokens))
+    writer = Writer(model)
+    out: list[list[str]] = []
+    for start in range(0, len(table), batch):
+        rows = range(start, min(start + batch, len(table)))
+        _, texts = writer.write(table.batch(rows).to(model.device), sampling=sampling, n=n, seed=seed + start)  # type: ignore[arg-type]
+        out += [texts[i : i + n] for i in range(0, len(texts), n)]
+    return out
+
+
+def open_reward(spec: str | Callable[..., Any], *, timeout: float, on_error: Any, policy: LanguageModel | None = None) -> RewardSource:
+    """A reward by its name; `gold:TESTBED` is a testbed's own judge, for problems whose reward may be seen (verifiable ones)."""
+    if isinstance(spec, str) and spec.startswith("gold:"):
+        return load_reward(gold_function(spec.removeprefix("gold:")), timeout=timeout, on_error=on_error)
+    where = {} if policy is None else {"device": str(policy.device), "policy_tokenizer": policy.tokenizer, "precision": policy.precision}
+    return load_reward(spec, timeout=timeout, on_error=on_error, **where)
+
+
+def gold_function(name: str) -> Callable[..., list[float]]:
+    """A testbed's gold judge as a reward function. Its rows need the column `facts`, which `telos data make` writes."""
+    testbed = load_testbed(name)
+
+    def gold(prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
+        if "facts" not in columns:
+            raise UsageError(f"gold:{name} needs the column 'facts'; make the data with `telos data make {name}`, or give --data {name}")
+        items = [Item(prompt, "", json.loads(facts)) for prompt, facts in zip(prompts, columns["facts"], strict=True)]
+        return [testbed.gold(item, completion) for item, completion in zip(items, completions, strict=True)]
+
+    gold.__name__ = f"gold:{name}"
+    return gold

@@ -1,0 +1,54 @@
+"""Direct Preference Optimization: the language model is its own reward model.
+
+    r̂(x, y) = β log π(y|x) / π_ref(y|x)                                         (the implicit reward, eq. 5 without its constant)
+    L = − (1 − ε) log σ(r̂_w − r̂_l) − ε log σ(r̂_l − r̂_w)                         (eq. 7; ε: conservative DPO, Mitchell 2023)
+
+ε = 0 is the paper's loss. The gradient of the optimum's condition is exact for any data distribution with full support (see the `bandit` tests).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from telos.algorithms.language._loop_pairs import PairsConfig
+from telos.core.method import Method
+from telos.functional.pairwise import PairLogps, diagnostics
+from telos.functional.reduction import Losses
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(PairsConfig):
+    """Options of DPO."""
+
+    beta: float = 0.1  # strength of the KL regularisation, > 0 (paper: 0.1; 0.5 for summaries)
+
+
+def implicit_rewards(config: Config, pair: PairLogps) -> tuple[Tensor, Tensor]:
+    """β log π/π_ref of the chosen and the rejected answers, both [B]."""
+    assert pair.reference_chosen is not None and pair.reference_rejected is not None
+    return config.beta * (pair.chosen.sum - pair.reference_chosen.sum), config.beta * (pair.rejected.sum - pair.reference_rejected.sum)
+
+
+def loss(config: Config, pair: PairLogps) -> Losses:
+    chosen, rejected = implicit_rewards(config, pair)
+    margin, eps = chosen - rejected, config.label_smoothing
+    values = -(1 - eps) * logsigmoid(margin) - eps * logsigmoid(-margin)
+    return Losses(values, metrics=diagnostics(pair, chosen, rejected))
+
+
+METHOD = Method(
+    key="dpo",
+    title="Direct Preference Optimization",
+    family="language",
+    loop="pairs",
+    changes="fits the policy's own log-ratio to the preferences, without a reward model",
+    paper="Rafailov et al. 2023, Direct Preference Optimization: Your Language Model is Secretly a Reward Model, arXiv:2305.18290",
+    config=Config,
+    loss=loss,
+    needs=frozenset({"reference"}),
+    system=136,
+    aliases=("direct-preference-optimization", "cdpo"),
+)

@@ -1,0 +1,72 @@
+"""From a method's name and options to a run: the one door through which the command line, Python and recipes start and resume training."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from telos.core import config as configs
+from telos.core import discovery
+from telos.core.config import RunConfig
+from telos.core.errors import TelosError, UsageError
+from telos.core.loop import Callback, run_program
+from telos.core.method import Method
+from telos.core.run import Run
+from telos.core.seeds import seed_everything
+
+
+def prepare(config: RunConfig) -> None:
+    """Threads and global seeds, before anything is built."""
+    import os
+
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # one bar is enough, and it is ours
+    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    seed_everything(config.seed)
+    if config.steps < 1:
+        raise UsageError(f"--steps {config.steps} must be at least 1")
+
+
+def build(method: Method, config: RunConfig, run: Run) -> Any:
+    """The program of a method's loop."""
+    module = importlib.import_module(f"telos.algorithms.{method.family}._loop_{method.loop.replace('-', '_')}")
+    return module.Program(method, config, run)
+
+
+def train(key: str, options: Mapping[str, Any] | None = None, *, callbacks: Sequence[Callback] = (), config_file: str | None = None) -> Run:
+    """Trains `key` with `options` over those of `config_file`. Raises `UsageError` before anything is started when they do not fit."""
+    method = discovery.load(key)
+    values = (configs.read_yaml(config_file) if config_file else {}) | dict(options or {})
+    config: RunConfig = configs.from_mapping(method.config, values)
+    run = Run.create(method.key, config)
+    return _drive(method, config, run, callbacks, resume=False)
+
+
+def resume(path: str | Path, *, callbacks: Sequence[Callback] = ()) -> Run:
+    """Continues a run from its newest whole checkpoint, with the options it was started with. A finished run is left as it is."""
+    run = Run.open(path)
+    facts = run.facts
+    if facts.get("status") == "finished":
+        return run
+    method = discovery.load(facts["method"])
+    config: RunConfig = configs.from_mapping(
+        method.config, configs.read_yaml(run.path / "config.yaml"), source=str(run.path / "config.yaml")
+    )
+    return _drive(method, config, run, callbacks, resume=True)
+
+
+def _drive(method: Method, config: RunConfig, run: Run, callbacks: Sequence[Callback], resume: bool) -> Run:
+    prepare(config)
+    try:
+        program = build(method, config, run)
+    except TelosError:
+        if not resume and not any(run.checkpoints.glob("step-*")):
+            run.discard()
+        raise
+    run.describe(plan=program.plan())
+    run_program(program, run, config, callbacks=callbacks, resume=resume)
+    return run

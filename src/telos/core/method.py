@@ -1,0 +1,29 @@
+"""What a method is: a value that names its paper, its loop, its options and its own functions.
+
+Each file `algorithms/<family>/<name>.py` ends in one `METHOD = Method(...)`. The loop named by `loop` (the file `_loop_<loop>.py` of the
+same family) calls the functions in the roles below; a method file holds only what its paper adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    key: str  # unique, kebab-case; the name on the command line
+    title: str  # the name in the paper
+    family: str  # the folder under algorithms/
+    loop: str  # the shape of training: the file _loop_<loop>.py of the family, '-' written as '_'
+    changes: str  # one sentence: what it changes against its neighbours
+    paper: str  # authors, year, title, arXiv number
+    config: type  # frozen dataclass of options, a subclass of the loop's options
+    loss: Callable[..., Any] | None = None  # per-token or per-example loss; its arguments are documented in the loop
+    estimate: Callable[..., Any] | None = None  # on-policy loops: advantages and targets from scored rollouts
+    critic_loss: Callable[..., Any] | None = None  # loops with a critic: its loss
+    select: Callable[..., Any] | None = None  # sampling loops: which of the drawn answers are kept
+    needs: frozenset[str] = frozenset()  # roles beside the policy: "reference", "reward", "critic"
+    system: int | None = None  # its number among the catalogue's systems
+    aliases: tuple[str, ...] = ()  # other names under which users look for it

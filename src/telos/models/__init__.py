@@ -1,0 +1,1 @@
+"""Language models, their heads and their generation engines."""

@@ -1,0 +1,382 @@
+"""What every method must keep, whatever its paper says. Runs over all discovered methods; a new file under `algorithms/` is tested by being there.
+
+Methods that only choose among samples train nothing. What the contract says of training holds for them as facts: no learner exists and no weight changes.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import dataclasses
+import inspect
+import math
+import os
+import re
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from support import World, changed, config_of, last_state, make_model, numbers, outcome, program_of, read_json, snapshot
+from torch import Tensor
+
+import telos
+from telos.algorithms.language._roles import Learner
+from telos.algorithms.run import resume, train
+from telos.core import config as configs
+from telos.core import discovery
+from telos.core.config import RunConfig, options_of
+from telos.core.errors import UsageError
+from telos.core.loop import Interrupted
+from telos.core.method import Method
+from telos.dataflow import Group
+
+METHODS = [card.key for card in discovery.cards() if card.file is not None]
+ROLES = {"reference", "reward", "critic"}
+FUNCTIONS = {  # what a loop calls
+    "supervised": {"loss"},
+    "pairs": {"loss"},
+    "reward-model": {"loss"},
+    "rollouts": {"loss", "estimate"},
+    "sampling": {"select"},
+}
+SOURCES = Path(telos.__file__).parent
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> Method:
+    return discovery.load(request.param)
+
+
+def learners_of(program: Any) -> dict[str, Group]:
+    """The groups that take optimiser steps: by 'policy' and, where there is one, 'critic'."""
+    found = {"policy": getattr(program, "learner", None), "critic": getattr(program, "critic_learner", None)}
+    return {name: group for name, group in found.items() if group is not None}
+
+
+def models_of(program: Any) -> dict[str, torch.nn.Module]:
+    """Every model that a program holds."""
+    critic = getattr(program, "critic_model", None)
+    reference = getattr(program, "reference", None)
+    reward = getattr(getattr(program, "reward", None), "model", None)
+    found = {"policy": program.model, "critic": critic, "reward": reward, "reference": reference.workers[0].model if reference else None}
+    return {name: model for name, model in found.items() if model is not None}
+
+
+@pytest.fixture
+def gradients(monkeypatch: pytest.MonkeyPatch) -> dict[int, dict[str, Tensor]]:
+    """The gradient that each learner applied first, by the learner's `id`, filled while programs run."""
+    found: dict[int, dict[str, Tensor]] = {}
+    apply = Learner.apply
+
+    def recording(self: Learner, batch: Any = None) -> dict[str, float]:
+        if id(self) not in found:
+            found[id(self)] = {name: p.grad.detach().clone() for name, p in self._named if p.grad is not None}
+        return apply(self, batch)
+
+    recording.transfer = apply.transfer  # type: ignore[attr-defined]
+    monkeypatch.setattr(Learner, "apply", recording)
+    return found
+
+
+def first_gradients(program: Any, found: Mapping[int, Any]) -> dict[str, list[dict[str, Tensor]]]:
+    """By learner: the first gradient of each of its workers, after they were added up."""
+    program.step(0)
+    return {name: [found[id(worker)] for worker in group.workers] for name, group in learners_of(program).items()}
+
+
+def assert_same_gradient(one: Mapping[str, Tensor], other: Mapping[str, Tensor], relative: float = 1e-5) -> None:
+    assert one.keys() == other.keys()
+    size = max(float(gradient.abs().max()) for gradient in one.values())
+    assert size > 0
+    for name, gradient in one.items():
+        assert float((gradient - other[name]).abs().max()) <= relative * size, name
+
+
+# What it is ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_method_says_what_it_is_where_it_comes_from_and_what_it_changes(method: Method) -> None:
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", method.key)
+    assert method.title.strip() == method.title != ""
+    assert re.search(r"\b(19|20)\d\d\b", method.paper), "the paper's year is missing"
+    assert re.search(r"arXiv:\d{4}\.\d{4,5}|doi:|https?://|ISBN", method.paper), "the paper cannot be looked up"
+    assert len(method.changes.split()) >= 4
+    assert not method.changes.endswith(".")
+    assert method.needs <= ROLES
+    assert method.system is None or 1 <= method.system <= 200
+    assert method.key not in method.aliases
+    assert dataclasses.is_dataclass(method.config)
+    assert method.config.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert issubclass(method.config, RunConfig)
+
+
+def test_its_file_stands_in_its_family_beside_its_loop_and_opens_with_the_equation(method: Method) -> None:
+    card = discovery.find(method.key)
+    assert card.file is not None
+    assert card.file.parent.name == method.family
+    assert (card.file.parent / f"_loop_{method.loop.replace('-', '_')}.py").is_file()
+    assert len((ast.get_docstring(ast.parse(card.file.read_text(encoding="utf-8"))) or "").splitlines()) >= 3
+
+
+def test_it_brings_the_functions_that_its_loop_calls_and_no_others(method: Method) -> None:
+    wanted = FUNCTIONS[method.loop] | ({"critic_loss"} if "critic" in method.needs else set())
+    assert {name for name in ("loss", "estimate", "critic_loss", "select") if getattr(method, name) is not None} == wanted
+
+
+def test_what_is_listed_without_importing_is_what_the_method_says(method: Method) -> None:
+    card = discovery.find(method.key)
+    for name in ("key", "title", "family", "loop", "changes", "paper", "system", "aliases"):
+        assert getattr(card, name) == getattr(method, name)
+
+
+def test_it_is_found_by_its_key_its_title_and_its_aliases(method: Method) -> None:
+    for word in (method.key, method.key.replace("-", "_").upper(), method.title, *method.aliases):
+        assert method.key in {card.key for card in discovery.matches(word)}
+
+
+# Options -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_option_has_a_help_text(method: Method) -> None:
+    bare = [option.name for option in options_of(method.config) if len(option.help.split()) < 2]
+    assert bare == []
+
+
+def test_options_survive_yaml_and_mappings(method: Method, world: World, tmp_path: Path) -> None:
+    config = config_of(method.key, world.options(method.loop, seed=5, max_prompt_length=17, out=str(tmp_path / "a, b: c")))
+    assert configs.from_mapping(method.config, configs.to_mapping(config)) == config
+    configs.write_yaml(tmp_path / "config.yaml", configs.to_mapping(config))
+    assert configs.from_mapping(method.config, configs.read_yaml(tmp_path / "config.yaml")) == config
+    strings = {name: str(value) for name, value in configs.to_mapping(config).items() if isinstance(value, (int, float, bool))}
+    assert configs.from_mapping(method.config, configs.to_mapping(config) | strings) == config, "text from a command line is read alike"
+
+
+def test_the_defaults_survive_yaml(method: Method, tmp_path: Path) -> None:
+    config = configs.from_mapping(method.config, {})
+    configs.write_yaml(tmp_path / "config.yaml", configs.to_mapping(config))
+    assert configs.from_mapping(method.config, configs.read_yaml(tmp_path / "config.yaml")) == config
+
+
+def test_an_unknown_option_is_refused_with_a_suggestion_and_leaves_no_folder(method: Method, world: World, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"unknown option 'batch_sise' \(did you mean 'batch_size'\?\)"):
+        train(method.key, world.options(method.loop, batch_sise=3, out=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_type_is_refused_by_the_options_name(method: Method, world: World) -> None:
+    with pytest.raises(UsageError, match=r"option 'batch_size'.*'many'"):
+        config_of(method.key, world.options(method.loop, batch_size="many"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("steps", 0), ("batch_size", 0), ("log_every", 0), ("keep_checkpoints", 0), ("checkpoint_every", -1), ("threads", -1), ("max_prompt_length", 0)]
+    + [("micro_batch_size", -1), ("eval_every", 0), ("warmup_steps", -1), ("max_grad_norm", -1.0), ("learning_rate", math.nan), ("lora_rank", -1)]
+    + [("minibatch_size", 0), ("epochs", 0), ("samples_per_prompt", 0), ("n", 0), ("max_completion_length", 0)],
+)
+def test_a_number_out_of_range_is_refused_by_name_and_leaves_no_folder(
+    method: Method, world: World, tmp_path: Path, name: str, value: float
+) -> None:
+    if name not in {option.name for option in options_of(method.config)}:
+        with pytest.raises(UsageError, match=f"unknown option {name!r}"):
+            config_of(method.key, world.options(method.loop, **{name: value}))
+        return
+    with pytest.raises(UsageError, match=rf"{name}\b"):
+        train(method.key, world.options(method.loop, **{name: value}, out=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+def attributes_read() -> set[str]:
+    """Names read as `config.NAME`, `c.NAME`, `options.NAME` or `self.config.NAME` somewhere in the package."""
+    found = set()
+    for path in SOURCES.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                base = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+                if base in {"config", "c"} or base.endswith("_config"):
+                    found.add(node.attr)
+    return found
+
+
+def test_every_option_is_read_somewhere(method: Method) -> None:
+    ignored = {option.name for option in options_of(method.config)} - attributes_read()
+    assert ignored == set(), "an option that is accepted and ignored is an error"
+
+
+# What it does --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_gives_finite_numbers(method: Method, world: World, tmp_path: Path) -> None:
+    program = program_of(method.key, world.options(method.loop), tmp_path)
+    found = program.step(0)
+    assert found
+    assert all(math.isfinite(value) for value in found.values()), found
+    assert ("loss" in found) == bool(learners_of(program))
+    assert program.plan()
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_only_declared_parameters_change(method: Method, world: World, tmp_path: Path, rank: int) -> None:
+    program = program_of(method.key, world.options(method.loop, lora_rank=rank), tmp_path)
+    models = models_of(program)
+    before = {name: snapshot(model) for name, model in models.items()}
+    for index in range(3):
+        program.step(index)
+    moved = {name: changed(before[name], snapshot(model)) for name, model in models.items()}
+    learners = learners_of(program)
+    expected = {"policy", *(["critic"] if "critic" in method.needs else [])} if method.loop != "sampling" else set()
+    assert set(learners) == expected
+    for name in models:
+        if name not in learners:
+            # A reference that is the policy without its adapter lives in the policy's tensors; its base weights are looked at below.
+            allowed = moved["policy"] if models[name] is models["policy"] else set()
+            assert moved[name] == allowed, f"{name} must stay as it is"
+            continue
+        declared = {parameter for parameter, _ in learners[name].workers[0]._named}
+        assert moved[name] == declared
+        if rank:
+            assert all("lora_" in parameter or "modules_to_save" in parameter for parameter in declared)
+            assert any("lora_" in parameter for parameter in declared)
+        else:
+            assert declared == {parameter for parameter, _ in models[name].named_parameters()}
+
+
+def test_files_that_were_given_are_left_as_they_are(method: Method, world: World, tmp_path: Path) -> None:
+    given = [path for name in ("model", "reward-model", "data") for path in sorted((world.root / name).rglob("*")) if path.is_file()]
+    before = [path.read_bytes() for path in given]
+    train(method.key, world.options(method.loop, steps=1, out=str(tmp_path / "run")))
+    assert [path.read_bytes() for path in given] == before
+
+
+def test_the_same_seed_gives_the_same_result_bit_for_bit_and_another_seed_another(method: Method, world: World, tmp_path: Path) -> None:
+    runs = [train(method.key, world.options(method.loop, seed=seed, out=str(tmp_path / f"{i}"))) for i, seed in enumerate((3, 3, 4))]
+    first, again, other = map(outcome, runs)
+    assert first == again
+    assert first["metrics"] != other["metrics"]
+    # What is never trained on cannot depend on the seed; everything that a method writes must.
+    assert first["weights"] != other["weights"] or method.loop == "sampling"
+    assert first["samples"] != other["samples"] or method.loop != "sampling"
+
+
+class StopAt:
+    """Ends a run at a step: by Ctrl-C (a checkpoint of that step is written) or as a kill does (nothing more is written)."""
+
+    def __init__(self, step: int, how: Callable[[], Any]) -> None:
+        self.step, self.how = step, how
+
+    def started(self, *_: Any) -> None: ...
+
+    def stepped(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step == self.step:
+            self.how()
+
+    def ended(self, status: str) -> None: ...
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill() -> None:
+    raise Killed
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_resuming_equals_the_uninterrupted_run_bit_for_bit(method: Method, world: World, tmp_path: Path, rank: int) -> None:
+    options = world.options(method.loop, steps=6, lora_rank=rank)
+    whole = train(method.key, options | {"out": str(tmp_path / "whole")})
+
+    interrupted = tmp_path / "interrupted"
+    with pytest.raises(Interrupted, match="stopped after step 3 of 6"):
+        train(method.key, options | {"out": str(interrupted)}, callbacks=[StopAt(3, lambda: os.kill(os.getpid(), signal.SIGINT))])
+    assert read_json(interrupted / "run.json")["status"] == "interrupted"
+
+    killed = tmp_path / "killed"
+    with pytest.raises(Killed):
+        train(method.key, options | {"out": str(killed), "checkpoint_every": 2}, callbacks=[StopAt(3, kill)])
+    assert [row["step"] for row in telos.core.run.Run.open(killed).metrics()] == [1, 2, 3], "the killed run was a step past its checkpoint"
+
+    for folder in (interrupted, killed):
+        resumed = resume(folder)
+        assert outcome(resumed) == outcome(whole)
+        assert last_state(resumed) == last_state(whole)
+        assert resumed.facts["status"] == "finished"
+
+
+def test_a_finished_run_is_left_as_it_is_by_resuming(method: Method, world: World, tmp_path: Path) -> None:
+    run = train(method.key, world.options(method.loop, steps=1, out=str(tmp_path / "run")))
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    resume(run.path)
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
+def one_update(method: Method) -> dict[str, Any]:
+    """Options under which the first gradient is that of several micro-batches' worth of rows."""
+    return {"minibatch_size": 8, "epochs": 1} if method.loop == "rollouts" else {}
+
+
+def test_micro_batches_change_no_gradient(method: Method, world: World, tmp_path: Path, gradients: dict[int, Any]) -> None:
+    if method.loop == "sampling":
+        assert "micro_batch_size" not in {option.name for option in options_of(method.config)}
+        return
+    found = []
+    for size in (0, 1, 3):
+        options = world.options(method.loop, micro_batch_size=size, learning_rate=1e-5, **one_update(method))
+        program = program_of(method.key, options, tmp_path / f"{size}")
+        found.append(first_gradients(program, gradients))
+    for name in found[0]:
+        for other in found[1:]:
+            assert_same_gradient(found[0][name][0], other[name][0])
+
+
+def test_two_workers_give_the_gradient_and_the_weights_of_one(method: Method, world: World, tmp_path: Path, gradients: dict[int, Any]) -> None:
+    options = world.options(method.loop, batch_size=5, **one_update(method))  # an odd number of rows for two workers
+    alone = program_of(method.key, options, tmp_path / "1")
+    pair = program_of(method.key, options, tmp_path / "2")
+    if method.loop == "sampling":
+        alone.step(0)
+        assert learners_of(alone) == {}
+        assert all(parameter.grad is None for parameter in alone.model.parameters())
+        return
+    for attribute in ("learner", "critic_learner"):
+        if hasattr(pair, attribute):
+            first: Learner = getattr(pair, attribute).workers[0]
+            second = Learner(copy.deepcopy(first.model), first.config, first.optimiser_steps)
+            setattr(pair, attribute, Group([first, second]))
+    one, two = first_gradients(alone, gradients), first_gradients(pair, gradients)
+    for name, (gradient,) in one.items():
+        assert_same_gradient(gradient, two[name][0])
+        assert two[name][0].keys() == two[name][1].keys()
+        assert all(torch.equal(two[name][0][key], two[name][1][key]) for key in two[name][0]), "replicas must apply the same gradient"
+    for group in learners_of(pair).values():
+        replicas = [snapshot(worker.model) for worker in group.workers]
+        assert changed(*replicas) == set(), "replicas must stay equal"
+
+
+@pytest.mark.parametrize("habit", [{"padding_side": "left"}, {"pad_is_eos": True}])
+def test_how_the_tokenizer_pads_changes_nothing(method: Method, world: World, tmp_path: Path, habit: dict[str, Any]) -> None:
+    folder = make_model(tmp_path / "model", **habit)
+    runs = []
+    for i, model in enumerate((world.model, str(folder))):
+        runs.append(train(method.key, world.options(method.loop, steps=2, model=model, out=str(tmp_path / f"{i}"))))
+    assert numbers(runs[0]) == numbers(runs[1])
+    assert outcome(runs[0])["samples"] == outcome(runs[1])["samples"]
+
+
+def test_an_options_default_is_what_an_empty_config_gives(method: Method) -> None:
+    config = configs.from_mapping(method.config, {})
+    assert {option.name: option.default for option in options_of(method.config)} == configs.to_mapping(config)
+    assert inspect.getdoc(method.config)
+
+
+def test_the_config_that_was_asked_for_is_the_one_written_down(method: Method, world: World, tmp_path: Path) -> None:
+    options = world.options(method.loop, steps=1, out=str(tmp_path / "run"))
+    run = train(method.key, options)
+    written = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
+    assert written == configs.to_mapping(config_of(method.key, options)) | {"lora_targets": []}
+    again = train(method.key, {"out": str(tmp_path / "again")}, config_file=str(run.path / "config.yaml"))
+    assert outcome(again) == outcome(run), "config.yaml repeats the run"

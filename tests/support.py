@@ -1,0 +1,240 @@
+"""What the foundation's tests share: tiny random models on disk, data of every shape, and how each loop is run small.
+
+A model here has two layers of width 32 and a byte-level tokenizer of 320 tokens; it takes a fraction of a second to make and knows nothing. Everything a test
+compares is computed from it twice in different ways, so that it need not know anything.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from data_fixtures import CHATML, assistant, tiny_tokenizer, user, write_jsonl
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+from telos.algorithms.run import build, prepare
+from telos.core import config as configs
+from telos.core import discovery
+from telos.core.run import Run
+
+PROMPTS = [
+    "The sky is",
+    "What colour is the grass?",
+    "hello",
+    "good or bad: the answer",
+    "The sky is blue. The grass is green. What colour is the sky?",
+    "a",
+    "user assistant system",
+    "What is good?",
+    "The grass",
+    "bad answer, good answer,",
+    "hello hello",
+    "Is it blue?",
+]
+GOOD = [" blue.", " green, of course", " good", " it is good", " blue", " b", " hello there", " good answers"]
+BAD = [" bad", " no", " a bad answer is bad", " x", " grass", " sky sky sky", " !", " the"]
+
+
+# Models --------------------------------------------------------------------------------------------------------------------------------
+
+
+def tiny_config(**changes: Any) -> LlamaConfig:
+    words = tiny_tokenizer()
+    settings: dict[str, Any] = {
+        "vocab_size": len(words),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 96,
+        "tie_word_embeddings": False,
+        "pad_token_id": words.pad_token_id,
+        "bos_token_id": None,
+        "eos_token_id": words.eos_token_id,
+        # Far from zero, so that probabilities differ visibly between tokens.
+        "initializer_range": 0.3,
+    }
+    return LlamaConfig(**(settings | changes))
+
+
+def make_model(folder: Path, seed: int = 0, *, padding_side: str = "right", pad_is_eos: bool = False, chat: bool = False, **changes: Any) -> Path:
+    """A folder with a random two-layer Llama and its tokenizer, as `save_pretrained` writes it. About one token in six that it samples is the end token."""
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(tiny_config(**changes))
+    with torch.no_grad():  # a direction that all states share is read by the end token's row
+        model.model.embed_tokens.weight += torch.randn(model.config.hidden_size)
+        states = model.model(input_ids=torch.arange(64)[:, None]).last_hidden_state[:, 0]
+        mean = states.mean(0)
+        wanted = model.lm_head(states).logsumexp(1).mean() - math.log(5)
+        model.lm_head.weight[model.config.eos_token_id] = mean * wanted / mean.square().sum()
+    model.save_pretrained(folder)
+    tiny_tokenizer(padding_side=padding_side, pad_is_eos=pad_is_eos, chat=CHATML if chat else None).save_pretrained(folder)
+    return folder
+
+
+def make_reward_model(folder: Path, seed: int = 1) -> Path:
+    """A folder with a random one-label classifier on the same tokenizer."""
+    torch.manual_seed(seed)
+    LlamaForSequenceClassification(tiny_config(num_labels=1)).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+# Data ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def make_data(folder: Path) -> dict[str, str]:
+    """One small file of each format; the path by the format's name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    n = range(len(PROMPTS))
+    rows: dict[str, list[dict[str, Any]]] = {
+        "language-modeling": [{"text": PROMPTS[i] + GOOD[i % len(GOOD)]} for i in n],
+        "prompt-only": [{"prompt": PROMPTS[i], "answer": GOOD[i % len(GOOD)]} for i in n],
+        "prompt-completion": [{"prompt": PROMPTS[i], "completion": GOOD[i % len(GOOD)]} for i in n],
+        "preference": [{"prompt": PROMPTS[i], "chosen": GOOD[i % len(GOOD)], "rejected": BAD[i % len(BAD)]} for i in n],
+        "preference-margin": [
+            {"prompt": PROMPTS[i], "chosen": GOOD[i % len(GOOD)], "rejected": BAD[i % len(BAD)], "margin": 0.25 * i} for i in n
+        ],
+        "unpaired": [{"prompt": PROMPTS[i], "completion": (GOOD if i % 2 else BAD)[i % len(GOOD)], "label": bool(i % 2)} for i in n],
+        "stepwise": [{"prompt": PROMPTS[i], "completions": ["one", "two"], "labels": [True, i % 2 == 0]} for i in n],
+        "messages": [{"messages": [user(PROMPTS[i]), assistant(GOOD[i % len(GOOD)].strip())]} for i in n],
+        "preference-messages": [
+            {
+                "prompt": [user(PROMPTS[i])],
+                "chosen": [assistant(GOOD[i % len(GOOD)].strip())],
+                "rejected": [assistant(BAD[i % len(BAD)].strip())],
+            }
+            for i in n
+        ],
+    }
+    return {name: str(write_jsonl(folder / f"{name}.jsonl", found)) for name, found in rows.items()}
+
+
+REWARD_FILE = '''
+def letters(prompts, completions, **columns):
+    """Fewer letters e and more spaces are better; never twice the same by chance alone."""
+    return [text.count(" ") - 0.5 * text.count("e") + 0.01 * len(text) for text in completions]
+'''
+
+
+def make_reward(folder: Path) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "reward.py").write_text(REWARD_FILE, encoding="utf-8")
+    return f"{folder / 'reward.py'}:letters"
+
+
+# Runs ----------------------------------------------------------------------------------------------------------------------------------
+
+
+class World:
+    """The tiny files that runs need, by name."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.model = str(make_model(root / "model"))
+        self.other_model = str(make_model(root / "other-model", seed=7))
+        self.chat_model = str(make_model(root / "chat-model", chat=True))
+        self.reward_model = str(make_reward_model(root / "reward-model"))
+        self.reward = make_reward(root)
+        self.data = make_data(root / "data")
+
+    def options(self, loop: str, **changes: Any) -> dict[str, Any]:
+        """Options of a small run of any method on `loop`: a step takes milliseconds."""
+        common: dict[str, Any] = {"model": self.model, "device": "cpu", "threads": 1, "steps": 3, "batch_size": 4, "checkpoint_every": 0}
+        training = {"learning_rate": 1e-2}
+        by_loop: dict[str, dict[str, Any]] = {
+            "supervised": {"data": self.data["prompt-completion"], **training},
+            "pairs": {"data": self.data["preference-margin"], **training},
+            "reward-model": {"data": self.data["preference-margin"], **training},
+            "rollouts": {
+                "data": self.data["prompt-only"],
+                "reward": self.reward_model,
+                "samples_per_prompt": 2,
+                "minibatch_size": 4,
+                "max_completion_length": 6,
+                "critic_learning_rate": 1e-2,
+                **training,
+            },
+            "sampling": {"data": self.data["prompt-only"], "reward": self.reward_model, "n": 3, "max_completion_length": 6},
+        }
+        return common | by_loop[loop] | changes
+
+
+def config_of(key: str, options: Mapping[str, Any]) -> Any:
+    return configs.from_mapping(discovery.load(key).config, options)
+
+
+def program_of(key: str, options: Mapping[str, Any], out: Path) -> Any:
+    """The program that `train` would drive, with its seeds set, not yet run."""
+    config = config_of(key, dict(options) | {"out": str(out)})
+    run = Run.create(discovery.load(key).key, config)
+    prepare(config)
+    return build(discovery.load(key), config, run)
+
+
+def snapshot(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> set[str]:
+    """Names of the tensors whose bits differ."""
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def written_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of all safetensors files below a folder, by file and name."""
+    found: dict[str, Tensor] = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        found |= {f"{path.relative_to(folder)}:{name}": tensor for name, tensor in load_file(path).items()}
+    return found
+
+
+def numbers(run: Run) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl without wall-clock times, which are no result."""
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in run.metrics()]
+
+
+def outcome(run: Run) -> dict[str, Any]:
+    """All that a run is for, in a form that can be compared bit for bit: numbers, weights, samples."""
+    samples = run.path / "samples.jsonl"
+    weights = {name: tensor for name, tensor in written_weights(run.path).items() if not name.startswith("checkpoints")}
+    return {
+        "metrics": numbers(run),
+        "weights": {name: tensor.tolist() for name, tensor in weights.items()},
+        "samples": samples.read_text(encoding="utf-8") if samples.exists() else "",
+    }
+
+
+def last_state(run: Run) -> Any:
+    """The program's state and the random states in the run's last checkpoint, flattened to comparable values."""
+    from telos.core import checkpoint
+
+    step, state, faults = checkpoint.load(run.checkpoints)
+    assert not faults
+    return step, plain(state)
+
+
+def plain(tree: Any) -> Any:
+    """Nested state with tensors and arrays as (dtype, shape, values), so that `==` compares bits (NaN aside)."""
+    if isinstance(tree, Tensor):
+        return (str(tree.dtype), tuple(tree.shape), tree.tolist())
+    if hasattr(tree, "tolist"):
+        return (str(tree.dtype), tuple(tree.shape), tree.tolist())
+    if isinstance(tree, Mapping):
+        return {key: plain(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(plain(value) for value in tree)
+    return copy.copy(tree)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
