@@ -96,11 +96,14 @@ def run(case: str, pairs: int, threads: int, steps: int | None = None, warmup: i
         with sides(case, settings) as started:
             first = {side: worker.measure(warmup) for side, worker in started.items()}
             rounds: list[dict[str, float]] = []
+            processor: list[dict[str, float]] = []
             last: dict[str, dict[str, Any]] = {}
             for index in range(pairs):
                 last = {side: worker.measure(steps) for side, worker in started.items()}
                 rounds.append({side: answer["seconds"] / steps for side, answer in last.items()})
-                print(f"pair {index + 1}/{pairs}: " + ", ".join(f"{side} {1000 * s:.1f} ms a step" for side, s in rounds[-1].items()), flush=True)
+                processor.append({side: answer["cpu_seconds"] / steps for side, answer in last.items()})
+                figures = (f"{side} {1000 * rounds[-1][side]:.1f} ms a step (CPU {1000 * processor[-1][side]:.1f})" for side in SIDES)
+                print(f"pair {index + 1}/{pairs}: " + ", ".join(figures), flush=True)
     record = _record(module, rounds, first, last)
     extra = module.compare(first["ours"], first["peer"])
     asked = {name: value for name, value in settings.items() if name != "folder"} | {"steps_a_measurement": steps, "warmup_steps": warmup}
@@ -115,6 +118,7 @@ def run(case: str, pairs: int, threads: int, steps: int | None = None, warmup: i
         "pairs": pairs,
         "settings": {"case": asked, "ours": facts["settings"], "peer": first["peer"]["facts"]["settings"], "versions": _versions(first)},
         "seconds_a_step": rounds,
+        "cpu_seconds_a_step": processor,
     }
 
 

@@ -14,6 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 def world(tmp_path_factory: pytest.TempPathFactory):
     """Tiny models, data and rewards on disk (see `support.World`)."""
     import torch
+
     from support import World
 
     torch.set_num_threads(1)

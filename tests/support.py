@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data_fixtures import CHATML, assistant, tiny_tokenizer, user, write_jsonl
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+from data_fixtures import CHATML, assistant, tiny_tokenizer, user, write_jsonl
 from telos.algorithms.run import build, prepare
 from telos.core import config as configs
 from telos.core import discovery
@@ -65,7 +65,9 @@ def tiny_config(**changes: Any) -> LlamaConfig:
     return LlamaConfig(**(settings | changes))
 
 
-def make_model(folder: Path, seed: int = 0, *, padding_side: str = "right", pad_is_eos: bool = False, chat: bool = False, **changes: Any) -> Path:
+def make_model(
+    folder: Path, seed: int = 0, *, padding_side: str = "right", pad_is_eos: bool = False, chat: bool = False, **changes: Any
+) -> Path:
     """A folder with a random two-layer Llama and its tokenizer, as `save_pretrained` writes it. About one token in six that it samples is the end token."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(tiny_config(**changes))

@@ -19,11 +19,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 import yaml
-from support import World, changed, config_of, last_state, make_model, numbers, outcome, program_of, read_json, snapshot
 from torch import Tensor
 
 import telos
+from support import World, changed, config_of, last_state, make_model, numbers, outcome, program_of, read_json, snapshot
 from telos.algorithms.language._roles import Learner
 from telos.algorithms.run import resume, train
 from telos.core import config as configs
@@ -94,6 +95,12 @@ def assert_same_gradient(one: Mapping[str, Tensor], other: Mapping[str, Tensor],
     assert size > 0
     for name, gradient in one.items():
         assert float((gradient - other[name]).abs().max()) <= relative * size, name
+
+
+def adapters(method: Method, rank: int) -> dict[str, Any]:
+    """Options for low-rank adapters; methods that train nothing have none."""
+    assert ("lora_rank" in {option.name for option in options_of(method.config)}) == (method.loop != "sampling")
+    return {"lora_rank": rank} if rank and method.loop != "sampling" else {}
 
 
 # What it is ----------------------------------------------------------------------------------------------------------------------------
@@ -174,9 +181,16 @@ def test_a_wrong_type_is_refused_by_the_options_name(method: Method, world: Worl
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("steps", 0), ("batch_size", 0), ("log_every", 0), ("keep_checkpoints", 0), ("checkpoint_every", -1), ("threads", -1), ("max_prompt_length", 0)]
-    + [("micro_batch_size", -1), ("eval_every", 0), ("warmup_steps", -1), ("max_grad_norm", -1.0), ("learning_rate", math.nan), ("lora_rank", -1)]
-    + [("minibatch_size", 0), ("epochs", 0), ("samples_per_prompt", 0), ("n", 0), ("max_completion_length", 0)],
+    [
+        *(
+            (name, 0)
+            for name in ("steps", "batch_size", "log_every", "eval_every", "keep_checkpoints", "max_prompt_length", "max_completion_length")
+        ),
+        *((name, 0) for name in ("minibatch_size", "epochs", "samples_per_prompt", "n", "temperature", "top_p", "reward_timeout", "beta")),
+        *((name, -1) for name in ("seed", "threads", "checkpoint_every", "micro_batch_size", "warmup_steps", "lora_rank", "top_k")),
+        *((name, -0.1) for name in ("max_grad_norm", "weight_decay", "lora_dropout", "label_smoothing", "kl_coef", "clip_range", "gamma")),
+        *((name, math.nan) for name in ("learning_rate", "critic_learning_rate", "gae_lambda", "adam_beta1", "center_coef")),
+    ],
 )
 def test_a_number_out_of_range_is_refused_by_name_and_leaves_no_folder(
     method: Method, world: World, tmp_path: Path, name: str, value: float
@@ -221,7 +235,7 @@ def test_a_step_gives_finite_numbers(method: Method, world: World, tmp_path: Pat
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_only_declared_parameters_change(method: Method, world: World, tmp_path: Path, rank: int) -> None:
-    program = program_of(method.key, world.options(method.loop, lora_rank=rank), tmp_path)
+    program = program_of(method.key, world.options(method.loop, **adapters(method, rank)), tmp_path)
     models = models_of(program)
     before = {name: snapshot(model) for name, model in models.items()}
     for index in range(3):
@@ -287,7 +301,7 @@ def kill() -> None:
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_resuming_equals_the_uninterrupted_run_bit_for_bit(method: Method, world: World, tmp_path: Path, rank: int) -> None:
-    options = world.options(method.loop, steps=6, lora_rank=rank)
+    options = world.options(method.loop, steps=6, **adapters(method, rank))
     whole = train(method.key, options | {"out": str(tmp_path / "whole")})
 
     interrupted = tmp_path / "interrupted"
@@ -333,7 +347,9 @@ def test_micro_batches_change_no_gradient(method: Method, world: World, tmp_path
             assert_same_gradient(found[0][name][0], other[name][0])
 
 
-def test_two_workers_give_the_gradient_and_the_weights_of_one(method: Method, world: World, tmp_path: Path, gradients: dict[int, Any]) -> None:
+def test_two_workers_give_the_gradient_and_the_weights_of_one(
+    method: Method, world: World, tmp_path: Path, gradients: dict[int, Any]
+) -> None:
     options = world.options(method.loop, batch_size=5, **one_update(method))  # an odd number of rows for two workers
     alone = program_of(method.key, options, tmp_path / "1")
     pair = program_of(method.key, options, tmp_path / "2")
@@ -357,6 +373,25 @@ def test_two_workers_give_the_gradient_and_the_weights_of_one(method: Method, wo
         assert changed(*replicas) == set(), "replicas must stay equal"
 
 
+def test_recomputing_activations_changes_no_gradient(
+    method: Method, world: World, tmp_path: Path, gradients: dict[int, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if method.loop == "sampling":
+        assert "gradient_checkpointing" not in {option.name for option in options_of(method.config)}
+        return
+    recomputed = []
+    original = torch.utils.checkpoint.checkpoint
+    monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", lambda *a, **k: recomputed.append(1) or original(*a, **k))
+    monkeypatch.setattr(transformers.modeling_utils, "checkpoint", torch.utils.checkpoint.checkpoint)
+    found = []
+    for on in (False, True):
+        options = world.options(method.loop, gradient_checkpointing=on, **one_update(method))
+        found.append(first_gradients(program_of(method.key, options, tmp_path / f"{on}"), gradients))
+        assert bool(recomputed) == on
+    for name in found[0]:
+        assert_same_gradient(found[0][name][0], found[1][name][0])
+
+
 @pytest.mark.parametrize("habit", [{"padding_side": "left"}, {"pad_is_eos": True}])
 def test_how_the_tokenizer_pads_changes_nothing(method: Method, world: World, tmp_path: Path, habit: dict[str, Any]) -> None:
     folder = make_model(tmp_path / "model", **habit)
@@ -377,6 +412,7 @@ def test_the_config_that_was_asked_for_is_the_one_written_down(method: Method, w
     options = world.options(method.loop, steps=1, out=str(tmp_path / "run"))
     run = train(method.key, options)
     written = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
-    assert written == configs.to_mapping(config_of(method.key, options)) | {"lora_targets": []}
+    assert configs.from_mapping(method.config, written) == config_of(method.key, options)
+    assert written.keys() == {option.name for option in options_of(method.config)}
     again = train(method.key, {"out": str(tmp_path / "again")}, config_file=str(run.path / "config.yaml"))
     assert outcome(again) == outcome(run), "config.yaml repeats the run"

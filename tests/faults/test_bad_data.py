@@ -138,6 +138,12 @@ def test_a_margin_that_is_no_finite_number_is_refused(tmp_path: Path, value: Any
         read_examples(read_rows(path))
 
 
+def test_a_row_without_the_margin_that_others_have_is_refused(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "pairs.jsonl", [GOOD | {"margin": 1.0}, GOOD])
+    with pytest.raises(DataError, match=r"^pairs.jsonl:2: the row has no 'margin'; it has prompt, chosen, rejected"):
+        read_examples(read_rows(path))
+
+
 def test_only_bad_rows_is_an_error_that_lists_the_reasons(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "pairs.jsonl", [GOOD | {"chosen": ""}, GOOD | {"chosen": 1}])
     with pytest.raises(UsageError, match=r"no usable row is left of 2\. empty-answer 1 \(first: pairs.jsonl:1\), wrong-type 1"):

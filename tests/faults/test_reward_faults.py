@@ -339,6 +339,8 @@ def test_missing_files_and_modules_are_refused(folder):
         load_reward(f"{folder}/mime.py:good")
     with pytest.raises(UsageError, match="no module 'absent_package'"):
         load_reward("absent_package.rewards:good")
+    with pytest.raises(UsageError, match="no module 'reward_model'"):  # this package's own files are no modules of the user's
+        load_reward("reward_model:load")
     (folder / "needs.py").write_text("import absent_package\n")
     with pytest.raises(UsageError, match=r"needs the module 'absent_package'.*needs.py, line 1"):
         load_reward("needs.py:good")

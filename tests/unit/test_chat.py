@@ -61,6 +61,23 @@ def test_a_template_with_markers_may_rewrite_turns() -> None:
     assert found[1].any()
 
 
+def test_a_row_that_a_marked_template_refuses_spoils_no_other_row() -> None:
+    strict = "{% if messages[0].role != 'user' %}{{ raise_exception('the first message must be of the user') }}{% endif %}" + MARKED
+    tokenizer = tiny_tokenizer(chat=strict)
+    found = encode_conversations(tokenizer, [DIALOGUE[1:], DIALOGUE, DIALOGUE[1:3]], [None] * 3)
+    assert learnt(found[0], tokenizer) == ["The sky<|im_end|>", "is blue.<|im_end|>"]
+    assert isinstance(found[1], BadRow)
+    assert learnt(found[2], tokenizer) == ["The sky<|im_end|>"]
+
+
+def test_rows_with_and_without_tools_may_stand_together() -> None:
+    tokenizer = tiny_tokenizer(chat=WITH_TOOLS.replace(CHATML, MARKED))
+    found = encode_conversations(tokenizer, [DIALOGUE[1:3]] * 2, [None, [{"name": "search"}]])
+    without, with_tools = (row for row in found if not isinstance(row, BadRow))
+    assert with_tools[0].tolist() == ids_of("tools search\n") + without[0].tolist()
+    assert learnt(with_tools, tokenizer) == learnt(without, tokenizer) == ["The sky<|im_end|>"]
+
+
 def test_a_conversation_that_begins_with_the_assistant_needs_markers() -> None:
     conversation = [assistant("hello"), user("What?"), assistant("good")]
     (by_turns,) = encode_conversations(tiny_tokenizer(chat=CHATML), [conversation], [None])
@@ -153,6 +170,6 @@ def test_a_template_from_a_file_is_used(tmp_path: Path) -> None:
 
 def test_encoding_in_chunks_is_encoding_one_by_one() -> None:
     texts = [f"The sky is {i}" for i in range(2100)]
-    found = encode_texts(tiny_tokenizer(), texts)
-    assert len(found) == 2100
+    found = encode_texts(tiny_tokenizer(), texts + texts)
+    assert [row.tolist() for row in found[:2100]] == [row.tolist() for row in found[2100:]]
     assert all(found[i].tolist() == ids_of(texts[i]) for i in (0, 1023, 1024, 2047, 2048, 2099))

@@ -36,7 +36,7 @@ class Fixed:
         self.closed = True
 
 
-# Scores ---------------------------------------------------------------------------------------------------------------------------------
+# Scores -----------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_scores_keep_valid_missing_and_wrong_rows_apart():
@@ -65,7 +65,7 @@ def test_a_batch_without_any_reward_is_refused():
         require_some(settle("r", [None, Problem("gave NaN")], ["a", "b"], "invalid"), "r")
 
 
-# Calling --------------------------------------------------------------------------------------------------------------------------------
+# Calling ----------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_functions_are_called_by_keyword_as_trl_does():
@@ -174,7 +174,7 @@ def test_conversations_reach_verl_functions_as_text():
     assert score(source, [[{"role": "assistant", "content": "four"}]], ground_truth=["four"]).values.tolist() == [1.0]
 
 
-# What a reward may be -------------------------------------------------------------------------------------------------------------------
+# What a reward may be ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_names_come_from_the_function():
@@ -224,7 +224,7 @@ def test_bad_options_are_refused():
         load_reward(lambda completions: [1.0], on_error="ignore")  # type: ignore[arg-type]
 
 
-# Several rewards ------------------------------------------------------------------------------------------------------------------------
+# Several rewards --------------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_sum_is_weighted_over_what_applies():

@@ -10,25 +10,28 @@ from typing import Any
 from telos.core import config as configs
 from telos.core import discovery
 from telos.core.config import RunConfig
-from telos.core.errors import TelosError, UsageError
+from telos.core.errors import TelosError
 from telos.core.loop import Callback, run_program
 from telos.core.method import Method
 from telos.core.run import Run
 from telos.core.seeds import seed_everything
 
 
-def prepare(config: RunConfig) -> None:
-    """Threads and global seeds, before anything is built."""
+def prepare_threads(threads: int = 0) -> None:
+    """torch's CPU threads (0: as many as there are cores for this process), and no progress bars but our own."""
     import os
 
     import torch
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # one bar is enough, and it is ours
-    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    logging.disable_progress_bar()
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+
+
+def prepare(config: RunConfig) -> None:
+    """Threads and global seeds, before anything is built."""
+    prepare_threads(config.threads)
     seed_everything(config.seed)
-    if config.steps < 1:
-        raise UsageError(f"--steps {config.steps} must be at least 1")
 
 
 def build(method: Method, config: RunConfig, run: Run) -> Any:

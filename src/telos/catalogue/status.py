@@ -115,19 +115,23 @@ def _entry(system: System, card: Card | None) -> Entry:
 
 
 def select(family: str | None = None, status: str | None = None, methods: bool = False) -> tuple[Entry, ...]:
-    """Entries of a family and a status; `methods` adds those that are no system. Raises `UsageError` with a suggestion for unknown words."""
+    """Entries of a family (the catalogue's, or the folder of the method) and a status; `methods` adds those that are no system.
+
+    Raises `UsageError` with a suggestion for unknown words.
+    """
     wanted = status.replace("-", " ") if status else None
     if wanted is not None and wanted not in (*STATUSES, BASELINE):
         raise UsageError(f"--status {status}: no such status{did_you_mean(wanted, (*STATUSES, BASELINE))}; one of {', '.join(STATUSES)}")
     everything = entries()
-    known = sorted({*FAMILIES, *(entry.family for entry in everything)})
-    if family is not None and family.replace("_", "-") not in known:
+    known = sorted({*FAMILIES, *(card.family for card in discovery.cards())})
+    wanted_family = family.replace("_", "-") if family else None
+    if family is not None and wanted_family not in known:
         raise UsageError(f"--family {family}: no such family{did_you_mean(family, known)}; one of {', '.join(known)}")
     return tuple(
         entry
         for entry in everything
         if (entry.system or methods or wanted == BASELINE)
-        and (family is None or entry.family == family.replace("_", "-"))
+        and (wanted_family is None or wanted_family in (entry.family, entry.card.family if entry.card else ""))
         and (wanted is None or entry.status == wanted)
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 from argparse import Namespace
 from collections import Counter
@@ -14,6 +14,7 @@ from telos.catalogue import status
 from telos.catalogue.status import Entry
 from telos.cli import text
 from telos.core.discovery import Card
+from telos.core.errors import UsageError
 
 
 def list_systems(arguments: Namespace) -> int:
@@ -85,7 +86,8 @@ def show(arguments: Namespace) -> int:
         from telos.core import discovery
 
         method = discovery.load(entry.card.key)
-        head += [["loop", method.loop], ["needs", ", ".join(sorted(method.needs)) or "the policy alone"]]
+        head += [] if entry.card.file else [["loop", method.loop]]
+        head += [["needs", ", ".join(sorted(method.needs)) or "the policy alone"]]
         head += [["also called", ", ".join(entry.card.aliases)]] if entry.card.aliases else []
         groups = groups_of(method.config)
     width = text.terminal_width()
@@ -110,10 +112,15 @@ def _paper(entry: Entry) -> str:
 def _claim(entry: Entry) -> list[list[str]]:
     """What is claimed and what the last record says of it."""
     assert entry.system is not None
-    claim = claim_of(entry.key)
+    claim = None
+    if entry.recipe is not None:
+        from telos.catalogue.claims import claim_of
+
+        claim = claim_of(entry.key)
     rows = [["to decide", entry.system.shows]]
-    if statement := getattr(claim, "statement", None):
-        rows.append(["statement", str(statement)])
+    if claim is not None:
+        rows += [["claim", claim.statement], *(["fact", fact.statement] for fact in claim.facts)]
+        rows += [["baselines", ", ".join(claim.baselines)]]
     record = status.read_record(entry.key)
     if record is None:
         return [*rows, ["verdict", f"not run yet; `telos claims run {entry.key}`" if claim is not None else "not run yet"]]
@@ -121,10 +128,79 @@ def _claim(entry: Entry) -> list[list[str]]:
     return [*rows, ["verdict", f"{record.get('verdict', 'none recorded')}{f' ({told})' if told else ''}"]]
 
 
-def claim_of(key: str) -> Any:
-    """The claim that the recipe of `key` declares; None where there is none."""
-    if importlib.util.find_spec("telos.catalogue.claims") is None:
-        return None
-    from telos.catalogue import claims  # type: ignore[attr-defined]
+# Doors to the catalogue's own programs ---------------------------------------------------------------------------------------------------
 
-    return claims.claim_of(key)
+
+def quickstart(arguments: Namespace) -> int:
+    from telos.catalogue import quickstart as program
+    from telos.cli.progress import Watch
+
+    return finished_quickstart(
+        program.run(Path(arguments.out), seed=arguments.seed, fresh=arguments.fresh, watch=Watch(quiet=arguments.quiet))
+    )
+
+
+def finished_quickstart(outcome: Any) -> int:
+    for sentence in outcome.sentences:
+        print(sentence)
+    print(text.columns([["report", text.shown_path(outcome.report)], ["", text.shown_path(outcome.markdown)]]))
+    return 0
+
+
+def run(arguments: Namespace) -> int:
+    from telos.catalogue import recipes
+    from telos.cli.progress import Watch
+
+    entry = _with_recipe(arguments.key)
+    root, figures = recipes.run(entry.key, arguments.budget, seed=arguments.seed, out=arguments.out, watch=Watch(quiet=arguments.quiet))
+    print(text.columns([[name, text.number_text(value)] for name, value in figures.items()]))
+    print(f"\nin {text.shown_path(root)}")
+    return 0
+
+
+def claims_run(arguments: Namespace) -> int:
+    from telos.catalogue import claims
+    from telos.cli.progress import Watch
+
+    entry = _with_recipe(arguments.key)
+    record = claims.run_claim(entry.key, arguments.budget, watch=Watch(quiet=arguments.quiet))
+    rows = [["FACT", "ESTIMATE", "95 % INTERVAL", "VERDICT"]]
+    for fact in record["facts"]:
+        low, high = (text.number_text(fact["interval"][name]) for name in ("low", "high"))
+        rows.append([fact["statement"], text.number_text(fact["interval"]["estimate"]), f"[{low}, {high}]", fact["verdict"]])
+    print(text.columns(rows))
+    print(f"\n{entry.title}: {record['verdict']} (budget {record['budget']}, {len(record['seeds'])} seeds)")
+    print(f"record: {text.shown_path(record['path'])}")
+    return 0
+
+
+def _with_recipe(name: str) -> Entry:
+    """The system called `name`, once it has a recipe."""
+    entry = status.find(name)
+    if entry.system is None:
+        raise UsageError(f"{entry.key} is a baseline method and has no recipe; train it with `telos train {entry.key}`")
+    if entry.recipe is None:
+        raise UsageError(
+            f"{entry.key} ({entry.number}) is planned: it has no recipe yet; `telos list --status ready` shows what can be run"
+        )
+    return entry
+
+
+def claims_table(arguments: Namespace) -> int:
+    """What has been decided at full budget, and which recipes wait for it."""
+    rows = [["KEY", "NUMBER", "VERDICT", "DATE", "COMMIT", "CLAIM"]]
+    for entry in status.entries():
+        record = status.read_record(entry.key) if entry.record else None
+        if record is not None:
+            told = [str(record.get(name) or "–") for name in ("verdict", "date", "commit", "statement")]
+            rows.append([entry.key, entry.number, told[0], told[1], told[2][:10], told[3]])
+        elif entry.recipe is not None:
+            rows.append([entry.key, entry.number, "not run yet", "–", "–", "–"])
+    print(text.columns(rows, width=text.terminal_width()) if len(rows) > 1 else "no recipe and no claim record yet")
+    return docs(arguments) if arguments.check else 0
+
+
+def docs(arguments: Namespace) -> int:
+    from telos.catalogue import docs as tables
+
+    return tables.main(arguments.check)

@@ -7,6 +7,7 @@ Hyphens and underscores are the same. `none` unsets an option that may be unset;
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,7 +49,7 @@ def groups_of(config: type) -> list[Group]:
     bases = [base for base in config.__mro__ if dataclasses.is_dataclass(base)]
     owner: dict[str, type] = {}
     for base in reversed(bases):
-        for name in base.__dict__.get("__annotations__", {}):
+        for name in inspect.get_annotations(base):
             owner.setdefault(name, base)
     found: dict[type, list[Spec]] = {base: [] for base in bases}
     for option in options_of(config):
@@ -58,7 +59,7 @@ def groups_of(config: type) -> list[Group]:
 
 def _title(cls: type) -> str:
     lines = (cls.__doc__ or "").strip().splitlines()
-    return lines[0].partition(". ")[0].rstrip(".") if lines else f"Options of {cls.__name__}"
+    return lines[0].partition(". ")[0].partition(":")[0].rstrip(".") if lines else f"Options of {cls.__name__}"
 
 
 def _hints(config: type) -> dict[str, Any]:
@@ -163,7 +164,7 @@ def _value(spec: Spec, given: str | None, rest: list[str]) -> Any:
     return given
 
 
-def _after(found: Mapping[str, Any], word: str) -> str:
+def _after(found: dict[str, Any], word: str) -> str:
     """A hint for `--data a b` and for `-x`."""
     if word.startswith("-"):
         return ", with two hyphens"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ WATCHED = (
     "grad_norm",
 )
 _SHOWN = 6  # numbers beside the bar
+_AVERAGED = 10  # values in the mean beside the last one
 _WINDOW = 30  # steps over which the rate is measured
 _LINE_EVERY = 10.0  # seconds between lines where there is no terminal
 
@@ -95,6 +96,7 @@ class Bar:
         self._said = clock()
         self._live: Any = None
         self._numbers: dict[str, float] = {}
+        self._history: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_AVERAGED))
         self._done = first
         if not quiet and sys.stderr.isatty():
             from rich.console import Console
@@ -110,6 +112,8 @@ class Bar:
             return
         now = self._clock()
         self._done = done
+        for name, value in (numbers or {}).items():
+            self._history[name].append(value)
         self._numbers = {**self._numbers, **(numbers or {})}  # a new one: the drawing thread may be reading the old
         self._pace.mark(done, now)
         if self._live is None and (now - self._said >= _LINE_EVERY or done >= self.total):
@@ -138,20 +142,18 @@ class Bar:
         from rich.table import Table
         from rich.text import Text
 
-        grid = Table.grid(padding=(0, 1))
+        head = Table.grid(padding=(0, 1))
         share = 100 * self._done / max(self.total, 1)
-        grid.add_row(
-            Text(self.title),
-            ProgressBar(self.total, self._done, width=30),
-            Text(f"{self._done}/{self.total} ({share:.0f} %)"),
-            Text(self._times()),
-        )
-        if not self._numbers:
-            return grid
-        figures = Table.grid(padding=(0, 3, 0, 0))
-        figures.add_row(*(Text(name, style="dim") for name in self._numbers))
-        figures.add_row(*(Text(number_text(value)) for value in self._numbers.values()))
-        return Group(grid, figures)
+        head.add_row(Text(self.title), ProgressBar(self.total, self._done, width=30), Text(f"{self._done}/{self.total} ({share:.0f} %)"))
+        parts: list[Any] = [head, Text(self._times())]
+        if numbers := self._numbers:
+            table = Table.grid(padding=(0, 3, 0, 0))
+            table.add_row("", Text("now", style="dim"), Text(f"mean of last {_AVERAGED}", style="dim"))
+            for name, value in numbers.items():
+                recent = list(self._history[name])
+                table.add_row(Text(name), Text(number_text(value)), Text(number_text(sum(recent) / len(recent))))
+            parts.append(table)
+        return Group(*parts)
 
 
 class Progress:
@@ -178,3 +180,16 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+class Watch:
+    """What the catalogue's programs ask for when they want to be watched: progress of their training stages, bars for other work."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+
+    def callbacks(self, title: str) -> list[Progress]:
+        return [Progress(quiet=self.quiet, title=title)]
+
+    def bar(self, title: str, total: int) -> Bar:
+        return Bar(title, total, unit="part", quiet=self.quiet)

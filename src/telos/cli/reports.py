@@ -10,6 +10,14 @@ from telos.core.errors import UsageError
 
 
 def report(arguments: Namespace) -> int:
+    if (Path(arguments.run) / "quickstart.json").is_file():
+        html = Path(arguments.run) / "report.html"
+        if not html.is_file():
+            raise UsageError(
+                f"{arguments.run} is a quickstart that is not finished; `telos resume {arguments.run}` continues it and writes its report"
+            )
+        print(text.columns([["report", text.shown_path(html)], ["", text.shown_path(html.with_suffix(".md"))]]))
+        return 0
     from telos.evaluation.run_report import write_run_report
 
     html, markdown = write_run_report(arguments.run)

@@ -40,8 +40,7 @@ def columns(rows: Sequence[Sequence[str]], *, width: int | None = None, last: Li
 def shown_path(path: str | Path) -> str:
     """A path as a user here would write it: relative when it lies below the working directory."""
     full = os.path.abspath(path)
-    below = os.path.relpath(full) if full.startswith(os.getcwd() + os.sep) else full
-    return below
+    return os.path.relpath(full) if full.startswith(os.getcwd() + os.sep) else full
 
 
 def seconds_text(seconds: float) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from telos.cli import options, text
-from telos.cli.progress import Progress
+from telos.cli.progress import Progress, Watch
 from telos.core.errors import UsageError
 
 USAGE = """usage: telos train METHOD [--config FILE.yaml] [--option VALUE ...]
@@ -64,7 +64,6 @@ def train(words: Sequence[str]) -> int:
 
     from telos.algorithms.run import train as start
 
-    _quieten_libraries()
     run = start(method.key, given, callbacks=[Progress(quiet=quiet)], config_file=config_file)
     _finished(run)
     return 0
@@ -72,33 +71,29 @@ def train(words: Sequence[str]) -> int:
 
 def resume(arguments: Namespace) -> int:
     path = Path(arguments.run)
-    callbacks = [Progress(quiet=arguments.quiet)]
     if (path / "quickstart.json").is_file():
-        from telos.catalogue import quickstart  # type: ignore[attr-defined]
+        from telos.catalogue import quickstart
+        from telos.cli.catalogue_commands import finished_quickstart
 
-        quickstart.resume(path)
-        return 0
+        return finished_quickstart(quickstart.resume(path, watch=Watch(quiet=arguments.quiet)))
     from telos.core.run import Run
 
+    _not_several(path)
     facts = Run.open(path).facts
     if facts.get("status") == "finished":
         print(f"{text.shown_path(path)} is finished (since {facts.get('ended', 'an unknown time')}); there is nothing to resume")
         return 0
     from telos.algorithms.run import resume as continue_run
 
-    _quieten_libraries()
-    _finished(continue_run(path, callbacks=callbacks))
+    _finished(continue_run(path, callbacks=[Progress(quiet=arguments.quiet)]))
     return 0
 
 
-def _quieten_libraries() -> None:
-    """Bars of other libraries would break ours."""
-    import os
-
-    if not os.environ.get("TELOS_DEBUG"):
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
+def _not_several(path: Path) -> None:
+    """A recipe's folder holds several runs, and only the recipe knows their order."""
+    runs = sorted(file.parent.name for file in path.glob("*/run.json")) if not (path / "run.json").exists() else []
+    if runs:
+        raise UsageError(f"{path} holds several runs ({', '.join(runs)}); repeat the command that made it, and it continues where it was")
 
 
 def _finished(run: Any) -> None:

@@ -35,13 +35,15 @@ def pack(tree: Any) -> tuple[Any, dict[str, torch.Tensor]]:
 
     def walk(node: Any, name: str) -> Any:
         if isinstance(node, torch.Tensor):
+            # Keys may hold dots or be numbers, so that different paths may read alike.
+            name = name if name not in tensors else f"{name}#{len(tensors)}"
             # A copy of its own: tied or sliced tensors may share memory, which safetensors refuses.
             tensors[name] = node.detach().to("cpu", copy=True).contiguous()
             return {_TENSOR: name}
         if isinstance(node, np.ndarray):
             return {_TENSOR: walk(torch.from_numpy(node.copy()), name)[_TENSOR], "numpy": True}
         if isinstance(node, dict):
-            if all(isinstance(key, str) for key in node):
+            if all(isinstance(key, str) for key in node) and not node.keys() & {_TENSOR, _TUPLE, _ITEMS}:
                 return {key: walk(value, f"{name}.{key}") for key, value in node.items()}
             return {_ITEMS: [[walk(key, f"{name}.key{i}"), walk(value, f"{name}.{key}")] for i, (key, value) in enumerate(node.items())]}
         if isinstance(node, tuple):
@@ -110,18 +112,24 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def disk_full(error: BaseException) -> bool:
+    """Whether an error of the system or of safetensors says that there is no space."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+
+
 def save(folder: Path, step: int, state: Any, keep: int = 2) -> Path:
-    """Writes `state` as the checkpoint of `step` below `folder` and removes all but the newest `keep`.
+    """Writes `state` as the checkpoint of `step` below `folder` and removes all but the newest `keep` (and those of later steps, which can only be
+    damaged ones that were passed over).
 
     Raises `Failure` when the disk is full or not writable; older checkpoints stay as they were.
     """
     final = folder / f"step-{step:08d}"
     partial = folder / f".partial-{step:08d}-{os.getpid()}"
+    structure, tensors = pack(state)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        structure, tensors = pack(state)
         save_file(tensors, partial / "tensors.safetensors")
         (partial / "state.json").write_text(json.dumps(structure), encoding="utf-8")
         files = {
@@ -132,19 +140,20 @@ def save(folder: Path, step: int, state: Any, keep: int = 2) -> Path:
         for name in (*files, "manifest.json"):
             _sync(partial / name)
         if final.exists():
-            shutil.rmtree(final)
+            final.rename(folder / f".partial-old-{step:08d}-{os.getpid()}")
         partial.rename(final)
         _sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         last = newest(folder)
         kept = f"the last whole checkpoint is {last.name}" if last else "there is no earlier checkpoint"
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        reason = "the disk is full" if full else str(error)
+        reason = "the disk is full" if disk_full(error) else str(error)
         raise Failure(
             f"cannot write the checkpoint of step {step} under {folder}: {reason}; {kept}. Free space, then `telos resume {folder.parent}`"
         ) from error
-    for old in _all(folder)[: -max(keep, 1)]:
+    found = _all(folder)
+    own = found.index(final) + 1
+    for old in (*found[: max(0, own - max(keep, 1))], *found[own:]):
         shutil.rmtree(old, ignore_errors=True)
     for stale in folder.glob(".partial-*"):
         shutil.rmtree(stale, ignore_errors=True)
@@ -165,7 +174,7 @@ def fault(path: Path) -> str | None:
                 return f"{name} has {size} of {wanted['bytes']} bytes"
             if _sha256(path / name) != wanted["sha256"]:
                 return f"{name} does not have the recorded SHA-256"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest or a file cannot be read ({error})"
     return None
 

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import inspect
 import io
+import operator
 import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,9 +22,25 @@ from telos.core.errors import UsageError, did_you_mean
 C = TypeVar("C")
 
 
+def require(config: Any, rule: str, *names: str) -> None:
+    """Checks that the options `names` follow `rule`: a comparison with a number, such as ">= 1", or two of them, ">= 0 and < 1".
+
+    Raises `UsageError` naming the first that does not; NaN follows no rule.
+    """
+    for name in names:
+        value = getattr(config, name)
+        for part in rule.split(" and "):
+            sign, bound = part.split()
+            if not _COMPARISONS[sign](value, float(bound)):
+                raise UsageError(f"--{name} {value} must be {rule}")
+
+
+_COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Options that mean the same in every run."""
+    """Options that mean the same in every run. A class that adds options checks their ranges in `__post_init__`, after its parent's."""
 
     seed: int = 0  # seed of everything random in the run
     steps: int = 200  # optimiser steps (on-policy loops: iterations of sample and learn)
@@ -34,6 +51,10 @@ class RunConfig:
     checkpoint_every: int = 50  # steps between checkpoints; 0 = only at the end
     keep_checkpoints: int = 2  # how many of the newest checkpoints stay on disk
     log_every: int = 1  # steps between lines of metrics.jsonl
+
+    def __post_init__(self) -> None:
+        require(self, ">= 0", "seed", "threads", "checkpoint_every")
+        require(self, ">= 1", "steps", "keep_checkpoints", "log_every")
 
 
 @dataclass(frozen=True)
@@ -71,7 +92,7 @@ def options_of(cls: type) -> list[Option]:
     owner: dict[str, int] = {}
     for depth, base in enumerate(reversed(cls.__mro__)):
         comments |= _comments(base) if dataclasses.is_dataclass(base) else {}
-        for name in base.__dict__.get("__annotations__", {}):
+        for name in inspect.get_annotations(base):
             owner.setdefault(name, depth)
     rows = []
     for field in dataclasses.fields(cls):

@@ -12,6 +12,7 @@ import importlib
 import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from telos.core.errors import Failure, UsageError, did_you_mean
 from telos.core.method import Method
@@ -41,7 +42,7 @@ def _card_of(path: Path) -> Card | None:
         return None
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and getattr(node.targets[0], "id", "") == "METHOD":
-            values = {}
+            values: dict[str, Any] = {"system": None, "aliases": ()}
             for word in node.value.keywords:
                 if word.arg in {"key", "title", "family", "loop", "changes", "paper", "system", "aliases"}:
                     try:
@@ -50,8 +51,10 @@ def _card_of(path: Path) -> Card | None:
                         raise Failure(
                             f"{path}: METHOD's {word.arg} must be a literal, so that it can be listed without being imported"
                         ) from None
+            if missing := [name for name in Card.__dataclass_fields__ if name not in {*values, "module", "file"}]:
+                raise Failure(f"{path}: METHOD has no {missing[0]}")
             module = "telos.algorithms." + ".".join(path.relative_to(_ROOT).with_suffix("").parts)
-            return Card(**{"system": None, "aliases": (), **values}, module=module, file=path)
+            return Card(**values, module=module, file=path)
     return None
 
 
@@ -88,9 +91,17 @@ def find(word: str) -> Card:
 
 
 def load(word: str) -> Method:
-    """Imports the method called `word`."""
-    module = importlib.import_module(find(word).module)
+    """Imports the method called `word`. Raises `Failure` for a third party's entry point that leads nowhere."""
+    card = find(word)
+    try:
+        module = importlib.import_module(card.module)
+    except ImportError as error:
+        if card.file is not None:
+            raise
+        raise Failure(f"method {card.key!r}: its entry point names {card.module}, which cannot be imported ({error})") from error
     method = getattr(module, "METHOD", None)
     if not isinstance(method, Method):
         raise Failure(f"{module.__name__} has no METHOD = Method(...)")
+    if method.key != card.key:
+        raise Failure(f"{module.__name__}: METHOD's key {method.key!r} is not the name of its entry point, {card.key!r}")
     return method

@@ -6,6 +6,7 @@ draws all randomness from (seed, label, step), restoring its state and the proce
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import threading
@@ -130,17 +131,23 @@ def run_program(program: Program, run: Run, config: RunConfig, *, callbacks: Seq
                     raise Interrupted(f"stopped after step {done} of {config.steps}; continue with `telos resume {run.path}`")
                 if config.checkpoint_every and done % config.checkpoint_every == 0 and done < config.steps:
                     save(done)
-            save(config.steps)
+            if first < config.steps:
+                save(config.steps)
             program.finish(run)
         status = "finished"
     except NotFinite as error:
-        place = _save_batch(run, error.batch)
         raise Failure(
-            f"{error}. The batch is saved in {place}; a lower --learning_rate or a look at that batch is the usual remedy"
+            f"{error}. {_save_batch(run, error.batch)}; a lower --learning_rate or a look at that batch is the usual remedy"
         ) from error
+    except Exception as error:
+        if isinstance(error, TelosError) or not checkpoint.disk_full(error):
+            raise
+        raise Failure(f"the disk is full: {error}. Free space, then `telos resume {run.path}`") from error
     finally:
-        run.describe(status=status, ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
-        run.close()
+        with contextlib.suppress(OSError):  # on a full disk the error on its way says more
+            run.describe(status=status, ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+        with contextlib.suppress(OSError):
+            run.close()
         for callback in callbacks:
             callback.ended(status)
 
@@ -148,9 +155,14 @@ def run_program(program: Program, run: Run, config: RunConfig, *, callbacks: Seq
 def _save_batch(run: Run, batch: Mapping[str, Any]) -> str:
     import json
 
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     structure, tensors = checkpoint.pack(dict(batch))
-    save_file(tensors, run.path / "not-finite.safetensors")
-    write_atomically(run.path / "not-finite.json", json.dumps(structure))
-    return str(run.path / "not-finite.safetensors")
+    place = run.path / "not-finite.safetensors"
+    try:
+        save_file(tensors, place)
+        write_atomically(run.path / "not-finite.json", json.dumps(structure))
+    except (OSError, SafetensorError) as error:
+        return f"The batch could not be saved in {place} ({error})"
+    return f"The batch is saved in {place}"

@@ -66,11 +66,25 @@ def commit() -> str | None:
     """The commit of the Telos checkout that runs, '+' appended when files differ from it; None when it is installed from a package."""
     root = Path(__file__).parent
     try:
+        # An installed package may lie in a folder of somebody else's repository.
+        ours = subprocess.run(["git", "-C", root, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, timeout=10)
+        if ours.returncode:
+            return None
         head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
         changed = subprocess.run(["git", "-C", root, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "") if head.returncode == 0 else None
+
+
+def _holds(file: Path, config: configs.RunConfig) -> bool:
+    try:
+        return configs.from_mapping(type(config), configs.read_yaml(file)) == config
+    except UsageError:
+        return False
+
+
+_OURS = ("config.yaml", "metrics.jsonl", "samples.jsonl", "warnings.log", "checkpoints", "model", "critic")
 
 
 class Run:
@@ -82,28 +96,32 @@ class Run:
 
     @classmethod
     def create(cls, method: str, config: configs.RunConfig) -> Run:
-        """Makes the folder. Raises `UsageError` when it already holds a run: nothing written is ever overwritten."""
+        """Makes the folder. Raises `UsageError` when it already holds a run or files of the names a run writes: nothing is ever overwritten."""
         stamp = time.strftime("%Y%m%d-%H%M%S")
         path = Path(config.out) if config.out else Path("runs") / f"{method}-{stamp}-{uuid.uuid4().hex[:4]}"
         if (path / "run.json").exists():
             raise UsageError(f"--out {path} already holds a run; continue it with `telos resume {path}`, or name another folder")
+        if taken := [name for name in _OURS if (path / name).exists() and not (name == "config.yaml" and _holds(path / name, config))]:
+            raise UsageError(f"--out {path} holds {taken[0]}, which the run would overwrite; name another folder")
+        facts = {
+            "method": method,
+            "status": "running",
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "reproduce": f"telos train {method} --config {shlex.quote(str(path / 'config.yaml'))} --out NEW_FOLDER",
+            "versions": versions(),
+            "hardware": hardware(),
+            "commit": commit(),
+        }
+        run = cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
+            # `run.json` makes it a run and comes last; after a kill between the two the same command starts again.
             configs.write_yaml(path / "config.yaml", configs.to_mapping(config))
+            run.describe(**facts)
         except OSError as error:
+            run.discard()
             raise UsageError(f"--out {path}: cannot be written: {error.strerror or error}") from None
-        run = cls(path)
-        reproduce = f"telos train {method} --config {shlex.quote(str(path / 'config.yaml'))} --out NEW_FOLDER"
-        run.describe(
-            method=method,
-            status="running",
-            started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            reproduce=reproduce,
-            versions=versions(),
-            hardware=hardware(),
-            commit=commit(),
-        )
         return run
 
     @classmethod
@@ -112,7 +130,12 @@ class Run:
         path = Path(path)
         if not (path / "run.json").is_file():
             raise UsageError(f"{path} is not a run's folder (it has no run.json)")
-        return cls(path)
+        run = cls(path)
+        try:
+            run.facts["method"]
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(f"{path / 'run.json'} is damaged: it is not the description of a run") from None
+        return run
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -160,9 +183,9 @@ class Run:
 
     def discard(self) -> None:
         """Removes what `create` wrote, when the run could not be started at all."""
-        for name in ("config.yaml", "run.json", "warnings.log"):
-            (self.path / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # the user's own files may be in the folder
+        with contextlib.suppress(OSError):  # the user's own files may be in the folder, or it could not be made
+            for name in ("config.yaml", "run.json", "warnings.log"):
+                (self.path / name).unlink(missing_ok=True)
             self.path.rmdir()
 
     def close(self) -> None:

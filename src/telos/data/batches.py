@@ -202,10 +202,10 @@ def _stack(parts: Sequence[Tensor | None], name: str) -> Tensor | None:
         raise ValueError(f"{name} is there in some of the batches and missing in others")
     widest = [max(part.shape[d] for part in given) for d in range(1, given[0].dim())]
     padding = -1 if name == "support" else 0  # 0 is a token, and a token that was not in the support must not enter it
-    wide = []
-    for part in given:
-        lacking = [want - have for want, have in zip(widest, part.shape[1:], strict=True)]
-        wide.append(
-            torch.nn.functional.pad(part, [n for lack in reversed(lacking) for n in (0, lack)], value=padding) if any(lacking) else part
-        )
-    return torch.cat(wide)
+    return torch.cat([_widened(part, widest, padding) for part in given])
+
+
+def _widened(part: Tensor, widths: Sequence[int], value: int) -> Tensor:
+    lacking = [want - have for want, have in zip(widths, part.shape[1:], strict=True)]
+    # torch takes (before, after) of each dimension, the last one first
+    return torch.nn.functional.pad(part, [n for lack in reversed(lacking) for n in (0, lack)], value=value) if any(lacking) else part

@@ -26,6 +26,7 @@ Rendered = tuple[str, Ids]  # a text and its tokens
 T = TypeVar("T")
 
 _GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+_TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError)
 _CHUNK = 1024  # texts per call of the tokenizer: its lists of Python integers never pile up
 
 
@@ -39,13 +40,14 @@ class Answered:
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[Ids]:
-    """Token ids of each text alone: no special tokens added, no padding, no truncation."""
-    found: list[Ids] = []
-    for start in range(0, len(texts), _CHUNK):
-        chunk = list(texts[start : start + _CHUNK])
+    """Token ids of each text alone: no special tokens added, no padding, no truncation. Equal texts share one array."""
+    distinct = list(dict.fromkeys(texts))  # prompts often come with many answers
+    found: dict[str, Ids] = {}
+    for start in range(0, len(distinct), _CHUNK):
+        chunk = distinct[start : start + _CHUNK]
         encoded = tokenizer(chunk, add_special_tokens=False, padding=False, truncation=False, return_attention_mask=False, verbose=False)
-        found += [np.asarray(row, dtype=np.int32) for row in encoded["input_ids"]]
-    return found
+        found.update((text, np.asarray(row, dtype=np.int32)) for text, row in zip(chunk, encoded["input_ids"], strict=True))
+    return [found[text] for text in texts]
 
 
 def require_template(tokenizer: Any) -> None:
@@ -74,7 +76,7 @@ def render(tokenizer: Any, messages: list[Message], tools: Tools = None, *, answ
     """The text of a conversation; with `answer_next` it ends where the assistant's answer begins. Raises `BadRow` if it cannot be."""
     try:
         return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=answer_next)
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+    except _TEMPLATE_ERRORS as error:
         raise _refused(error) from None
 
 
@@ -203,12 +205,23 @@ def _with_something_to_learn(row: tuple[Ids, np.ndarray] | BadRow) -> tuple[Ids,
 def _encode_marked(
     tokenizer: Any, conversations: Sequence[list[Message]], tools: Sequence[Tools]
 ) -> Iterator[tuple[Ids, np.ndarray] | BadRow]:
+    try:
+        if all(tool == tools[0] for tool in tools):
+            yield from _marked(tokenizer, conversations, tools[0])
+            return
+    except _TEMPLATE_ERRORS:
+        pass  # one by one, to find the row
     for messages, tool in zip(conversations, tools, strict=True):
         try:
-            found = tokenizer.apply_chat_template(messages, tools=tool, return_dict=True, return_assistant_tokens_mask=True)
-            yield np.asarray(found["input_ids"], dtype=np.int32), np.asarray(found["assistant_masks"], dtype=bool)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+            yield from _marked(tokenizer, [messages], tool)
+        except _TEMPLATE_ERRORS as error:
             yield _refused(error)
+
+
+def _marked(tokenizer: Any, conversations: Sequence[list[Message]], tools: Tools) -> list[tuple[Ids, np.ndarray]]:
+    found = tokenizer.apply_chat_template(list(conversations), tools=tools, return_dict=True, return_assistant_tokens_mask=True)
+    pairs = zip(found["input_ids"], found["assistant_masks"], strict=True)
+    return [(np.asarray(ids, dtype=np.int32), np.asarray(mask, dtype=bool)) for ids, mask in pairs]
 
 
 def _encode_by_turns(

@@ -45,7 +45,7 @@ class Cursor:
 
     def next(self) -> np.ndarray:
         """Row indices of the next batch, int64 [batch_size] (fewer in the last batch of an epoch unless `drop_last`)."""
-        rows = self._order[self.position : self.position + self.batch_size].copy()
+        rows = self._order[self.position : self.position + self.batch_size]
         self.position += len(rows)
         left = self.n - self.position
         if left == 0 or (self.drop_last and left < self.batch_size):

@@ -25,11 +25,13 @@ def row_count(value: Any) -> int | None:
 
 
 def split_rows(values: Sequence[Any], parts: int) -> list[list[Any]]:
-    """Cuts all splittable values into the same `parts` contiguous row ranges; the rest is repeated. Raises `ValueError` when rows disagree."""
+    """Cuts all splittable values into the same contiguous row ranges, `parts` of them or as many as there are rows (at least one); the rest is
+    repeated. Raises `ValueError` when rows disagree."""
     counts = {count for value in values if (count := row_count(value)) is not None}
     if len(counts) != 1:
         raise ValueError(f"arguments to be split by rows have {sorted(counts)} rows")
     rows = counts.pop()
+    parts = max(1, min(parts, rows))  # a worker without rows is not called
     edges = [round(i * rows / parts) for i in range(parts + 1)]
     return [[value if row_count(value) is None else value[a:b] for value in values] for a, b in zip(edges, edges[1:])]
 
@@ -79,7 +81,7 @@ class Group(Generic[R]):
             parts = split_rows(arguments, len(self.workers))
         else:
             parts = [list(arguments)] * len(self.workers)
-        results = [getattr(worker, name)(*part, **options) for worker, part in zip(self.workers, parts, strict=True)]
+        results = [getattr(worker, name)(*part, **options) for worker, part in zip(self.workers, parts)]
         if declared.collect == "rows":
             return join_rows(results)
         if declared.collect == "sum":

@@ -85,13 +85,14 @@ class Comparison:
         report.heading("Curves")
         for _, axis, metrics in grouped(self.metrics):
             for metric in metrics:
+                place = self.metrics.index(metric) + 1  # in the name, because a/b and a-b would be one file
                 found = [curve_of(name, *record.series(metric)) for name, record in zip(self.names, self.records, strict=True)]
                 curves = [curve for curve, _ in found if curve is not None]
                 if curves:
                     left_out = sum(count for _, count in found)
                     caption = f"{metric} by step" + (f"; {left_out} values are not finite and not drawn" if left_out else "")
                     report.picture(
-                        metric,
+                        f"{place:02d} {metric}",
                         learning_curves(curves, axis, "Step"),
                         caption + ".",
                         f"{metric} by step of {', '.join(c.name for c in curves)}.",

@@ -105,7 +105,7 @@ def grouped(metrics: Sequence[str]) -> list[tuple[str, str, list[str]]]:
         for name in names:
             del rest[name]
     for word in dict.fromkeys(plain.partition("/")[0] for plain in rest.values()):
-        found.append((word, word, [name for name, plain in rest.items() if plain.partition("/")[0] == word]))
+        found.append((f"Other: {word}", word, [name for name, plain in rest.items() if plain.partition("/")[0] == word]))
     return found
 
 

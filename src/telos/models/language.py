@@ -113,6 +113,8 @@ class LanguageModel(nn.Module):
         if precision == "auto":
             precision = "bfloat16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
         self.precision = precision
+        self._packs: bool | None = None
+        self.has_new_adapter = False  # an adapter that changes nothing yet: without it the model is what was loaded
         self.to(self.device)
         self.eval()  # dropout off: the first on-policy ratio must be 1, and a run must be repeatable
 
@@ -133,6 +135,11 @@ class LanguageModel(nn.Module):
         if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
             from peft import PeftModel
 
+            if lora is not None:
+                raise UsageError(
+                    f"--lora_rank: {source} is an adapter already, and it is what will be trained; leave the option out, or merge it first"
+                )
+
             base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
             model = PeftModel.from_pretrained(load_pretrained(AutoModelForCausalLM, base), str(path), is_trainable=True)
         else:
@@ -143,7 +150,9 @@ class LanguageModel(nn.Module):
             model = load_pretrained(AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM, source)
         if lora is not None:
             model = add_lora(model, lora)
-        return cls(model, words, source, precision, device)
+        found = cls(model, words, source, precision, device)
+        found.has_new_adapter = lora is not None
+        return found
 
     # -- structure ------------------------------------------------------------------------------------------------------------------------
 
@@ -175,16 +184,33 @@ class LanguageModel(nn.Module):
 
     @property
     def packs(self) -> bool:
-        """Whether batches can be packed: a decoder behind the attention interface with full attention in every layer."""
+        """Whether batches can be packed: a decoder with full attention in every layer that hands the layout down to its attention. Tried once."""
+        if self._packs is None:
+            self._packs = self._can_pack()
+        return self._packs
+
+    def _can_pack(self) -> bool:
         config = self.config
         layers = set(getattr(config, "layer_types", None) or ["full_attention"])
-        windows = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-        return (
-            not self.is_encoder_decoder
-            and config._attn_implementation == packing.ATTENTION
-            and layers == {"full_attention"}
-            and not windows
-        )
+        windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+        if self.is_encoder_decoder or config._attn_implementation != packing.ATTENTION or layers != {"full_attention"} or windowed:
+            return False
+        # An architecture may take the attention's name and still not pass the layout on (or place tokens by itself): numbers decide.
+        ids = torch.arange(1, 13, device=self.device).view(2, 6) % min(self.config.vocab_size, 97)
+        length = torch.tensor([3, 2], device=self.device)
+        answers = Answers.repeat(ids[:, :3], length, (ids[:, 2:5], length), (ids[:, 1:5], length + 1))
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            # In bfloat16 rounding alone would look like another layout.
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                packed, padded = self._packed_states(answers)[0], self._padded_states(answers)[0]
+        except (TypeError, RuntimeError, ValueError, IndexError):
+            return False
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        return bool((packed - padded).abs().max() <= 1e-3 * padded.abs().max())
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, p) for name, p in self.named_parameters() if p.requires_grad]

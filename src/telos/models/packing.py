@@ -87,6 +87,8 @@ def pack(answers: Answers) -> Tree:
     prompts, count = answers.prompt_ids.shape[0], answers.ids.shape[0]
     if bool((answers.prompt_length < 1).any()) or bool((answers.length < 1).any()):
         raise ValueError("every prompt and every answer needs at least one token")
+    if int(answers.prompt_length.max()) > answers.prompt_ids.shape[1] or int(answers.length.max()) > answers.ids.shape[1]:
+        raise ValueError("a length is larger than the width of its ids")
     if torch.bincount(answers.owner, minlength=prompts).min() < 1 or bool((answers.owner.diff() < 0).any()):
         raise ValueError("answers must stand in the order of their prompts, at least one for each")
     device = answers.ids.device

@@ -15,6 +15,7 @@ from telos.algorithms.language._minibatches import MinibatchConfig, MinibatchPro
 from telos.algorithms.language._options import load_policy
 from telos.algorithms.language._roles import Reference
 from telos.algorithms.language._rows import pairs_table
+from telos.core.config import require
 from telos.core.errors import UsageError
 from telos.core.method import Method
 from telos.core.run import Run
@@ -34,6 +35,10 @@ class PairsConfig(MinibatchConfig):
     learning_rate: float = 1e-6  # peak, AdamW
     reference: str | None = None  # model that regularises; default: the policy as it is at the start
     label_smoothing: float = 0.0  # probability that a label is wrong, 0 … 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, ">= 0 and < 0.5", "label_smoothing")
 
 
 def layout(batch: Pairs) -> Answers:
@@ -60,8 +65,6 @@ class Program(MinibatchProgram):
     config: PairsConfig
 
     def __init__(self, method: Method, config: PairsConfig, run: Run) -> None:
-        if not 0 <= config.label_smoothing < 0.5:
-            raise UsageError(f"--label_smoothing {config.label_smoothing} must lie in [0, 0.5)")
         if config.reference is not None and "reference" not in method.needs:
             raise UsageError(f"--reference has no effect on {method.key}, which uses no reference model")
         super().__init__(method, config, run)

@@ -24,6 +24,7 @@ from telos.algorithms.language._options import TrainingConfig, load_policy, lora
 from telos.algorithms.language._roles import Learner, Reference, micro_batches
 from telos.algorithms.language._rows import prompts_table, supervised_table
 from telos.algorithms.language._sampling import Writer, open_reward
+from telos.core.config import require
 from telos.core.errors import Failure, UsageError
 from telos.core.loop import NotFinite
 from telos.core.method import Method
@@ -45,7 +46,7 @@ from telos.objectives.rewards import require_some
 class RolloutsConfig(TrainingConfig):
     """Options of on-policy training. A step is one iteration of sample and learn."""
 
-    steps: int = 100  # iterations
+    steps: int = 100  # iterations of sample and learn
     batch_size: int = 32  # prompts an iteration
     samples_per_prompt: int = 1  # answers to each prompt
     epochs: int = 2  # passes over an iteration's answers
@@ -67,6 +68,15 @@ class RolloutsConfig(TrainingConfig):
     engine: Literal["native", "vllm"] = "native"  # what generates; vllm is an extra and needs a GPU
     pretrain_data: str | None = None  # text whose likelihood is kept up beside the reward (PPO-ptx)
     pretrain_coef: float = 0.0  # weight of that likelihood, >= 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, ">= 1", "samples_per_prompt", "epochs", "minibatch_size")
+        require(self, ">= 0", "critic_learning_rate", "critic_warmup", "top_k", "missing_end_penalty", "pretrain_coef")
+        require(self, "> 0", "temperature", "reward_timeout")
+        require(self, "> 0 and <= 1", "top_p")
+        if self.lora_dropout:
+            raise UsageError("--lora_dropout must be 0 in on-policy training: the policy that learns must be the one that was sampled")
 
 
 def layout(batch: Rollouts) -> Answers:
@@ -134,8 +144,6 @@ class Program:
             raise UsageError("--pretrain_coef needs --pretrain_data")
         if c.pretrain_data and not c.pretrain_coef:
             raise UsageError("--pretrain_data has no effect while --pretrain_coef is 0")
-        if c.temperature <= 0:
-            raise UsageError(f"--temperature {c.temperature} must be > 0: a deterministic policy has no gradient")
         if c.critic_warmup >= c.steps:
             raise UsageError(f"--critic_warmup {c.critic_warmup} leaves none of {c.steps} steps for the policy")
 

@@ -17,6 +17,7 @@ from telos.algorithms.language._loop_rollouts import score
 from telos.algorithms.language._options import LanguageConfig, load_policy
 from telos.algorithms.language._rows import prompts_table
 from telos.algorithms.language._sampling import Writer, open_reward
+from telos.core.config import require
 from telos.core.errors import UsageError
 from telos.core.method import Method
 from telos.core.run import Run
@@ -41,6 +42,13 @@ class SamplingConfig(LanguageConfig):
     reward_timeout: float = 60.0  # seconds a batch may take in a reward function before it is ended
     reward_on_error: Literal["stop", "invalid"] = "stop"  # a failing reward function stops the run, or its answers are left out and counted
     engine: Literal["native", "vllm"] = "native"  # what generates
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, ">= 1", "batch_size", "n")
+        require(self, ">= 0", "top_k")
+        require(self, "> 0", "temperature", "reward_timeout")
+        require(self, "> 0 and <= 1", "top_p")
 
 
 class Program:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from telos.algorithms.language._options import TrainingConfig
 from telos.algorithms.language._roles import Learner
+from telos.core.config import require
 from telos.core.errors import UsageError
 from telos.core.method import Method
 from telos.core.run import Run
@@ -30,6 +31,10 @@ class MinibatchConfig(TrainingConfig):
 
     eval_data: str | None = None  # held-out rows in the format of --data
     eval_every: int = 50  # steps between evaluations on --eval_data; the last step is always evaluated
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, ">= 1", "eval_every")
 
 
 class MinibatchProgram:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from telos.core.config import RunConfig
+from telos.core.config import RunConfig, require
 from telos.core.errors import UsageError
 from telos.models.language import LanguageModel, Lora, Precision
 
@@ -23,10 +23,10 @@ class LanguageConfig(RunConfig):
     max_completion_length: int = 256  # tokens; longer answers lose their end and are counted
     overlong: Literal["truncate", "drop", "error"] = "truncate"  # what happens to longer rows
     precision: Precision = "auto"  # of the arithmetic; weights stay float32; auto = bfloat16 on a GPU that has it, float32 elsewhere
-    lora_rank: int = 0  # 0 trains all weights; above 0, low-rank adapters of this rank (Hu et al. 2021)
-    lora_alpha: float = 16.0  # scale of the adapters, over the rank
-    lora_dropout: float = 0.0  # dropout on the adapters' input, 0 … 1
-    lora_targets: tuple[str, ...] = ()  # module names that get adapters; empty = every linear layer
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, ">= 1", "max_prompt_length", "max_completion_length")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,23 +43,37 @@ class TrainingConfig(LanguageConfig):
     adam_beta2: float = 0.999  # decay of the gradient's square
     max_grad_norm: float = 1.0  # gradients are scaled down to this global norm; 0 = never
     gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, about a third more time
+    lora_rank: int = 0  # 0 trains all weights; above 0, low-rank adapters of this rank (Hu et al. 2021)
+    lora_alpha: float = 16.0  # scale of the adapters, over the rank
+    lora_dropout: float = 0.0  # dropout on the adapters' input while gradients are taken, 0 … 1
+    lora_targets: tuple[str, ...] = ()  # module names that get adapters; empty = every linear layer
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, ">= 0", "lora_rank")
+        require(self, ">= 0 and < 1", "lora_dropout")
+        if self.lora_rank == 0:
+            for name in ("lora_alpha", "lora_dropout", "lora_targets"):
+                if getattr(self, name) != TrainingConfig.__dataclass_fields__[name].default:
+                    raise UsageError(f"--{name} has no effect while --lora_rank is 0; give a rank")
+        require(self, ">= 1", "batch_size")
+        require(self, ">= 0", "micro_batch_size", "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm")
+        require(self, ">= 0 and < 1", "adam_beta1", "adam_beta2")
 
 
-def lora_of(config: LanguageConfig) -> Lora | None:
+def lora_of(config: TrainingConfig) -> Lora | None:
     if config.lora_rank == 0:
-        if config.lora_targets:
-            raise UsageError("--lora_targets has no effect while --lora_rank is 0; give a rank")
         return None
     return Lora(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
 
 
 def load_policy(config: LanguageConfig) -> LanguageModel:
-    """The model to be trained, as the options describe it."""
+    """The model to be trained or sampled from, as the options describe it."""
     return LanguageModel.load(
         config.model,
         tokenizer=config.tokenizer,
         chat_template=config.chat_template,
-        lora=lora_of(config),
+        lora=lora_of(config) if isinstance(config, TrainingConfig) else None,
         precision=config.precision,
         device=config.device,
     )

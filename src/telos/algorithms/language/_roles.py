@@ -31,6 +31,22 @@ def learning_rate_at(config: TrainingConfig, step: int, steps: int) -> float:
     return config.learning_rate
 
 
+def recompute_activations(model: Any) -> None:
+    """Switches activation checkpointing on. Raises `UsageError` for a model without it."""
+    try:
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        else:  # the name before transformers 5.20
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise UsageError(f"--gradient_checkpointing: {error}") from None
+
+
+def _trains(name: str, module: nn.Module) -> bool:
+    """Whether a module acts otherwise in training mode by an option of ours: layers that recompute, adapters' dropout."""
+    return bool(getattr(module, "gradient_checkpointing", False)) or ("lora_dropout" in name and isinstance(module, nn.Dropout))
+
+
 class Learner(Role):
     """Weights with an optimiser. Gradients of micro-batches and of replicas add up to the gradient of the whole batch (`functional.reduction`)."""
 
@@ -45,9 +61,8 @@ class Learner(Role):
                 f"no parameter of {getattr(model, 'source', 'the model')} is trainable: nothing would be learned; check the adapter's folder or use --lora_rank"
             )
         if config.gradient_checkpointing:
-            inner = model.model
-            inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator, union-attr]
-            model.train()  # the library recomputes in training mode only; tinylm-like models have no dropout
+            recompute_activations(model.model)
+        self._modes = [module for name, module in model.named_modules() if _trains(name, module)]
         self.optimiser = torch.optim.AdamW(
             [p for _, p in self._named],
             lr=config.learning_rate,
@@ -59,17 +74,29 @@ class Learner(Role):
     def parameters_to_reduce(self) -> list[nn.Parameter]:
         return [p for _, p in self._named]
 
+    @contextlib.contextmanager
+    def _training(self) -> Iterator[None]:
+        """Training mode for the modules that were asked to have one; the model's own dropout stays off, so that its probabilities are the sampler's."""
+        for module in self._modes:
+            module.training = True
+        try:
+            yield
+        finally:
+            for module in self._modes:
+                module.training = False
+
     @transfer(split="rows", collect="sum")
     def accumulate(self, batch: Any, *rows: Tensor, losses: Callable[..., Losses], denominators: Denominators) -> dict[str, Any]:
         """Adds the gradient of `losses(model, part of batch, parts of rows …)` over micro-batches; returns the loss and the metrics' totals."""
         loss, sums = 0.0, MetricSums()
-        for part in micro_batches(self.config.micro_batch_size, batch, *rows):
-            value = losses(self.model, *part)
-            scalar = total(value, denominators)
-            scalar.backward()
-            loss += scalar.item()
-            for term in (value, *value.extra):
-                sums.add(term.metrics)
+        with self._training():
+            for part in micro_batches(self.config.micro_batch_size, batch, *rows):
+                value = losses(self.model, *part)
+                scalar = total(value, denominators)
+                scalar.backward()
+                loss += scalar.item()
+                for term in (value, *value.extra):
+                    sums.add(term.metrics)
         return {"loss": loss, "metrics": sums.totals()}
 
     @transfer(split="rows", collect="sum")
@@ -120,11 +147,12 @@ class Learner(Role):
 
 
 class Reference(Role):
-    """A frozen model, or the policy with its adapter switched off: the distribution that regularises."""
+    """A frozen model, or the policy with its new adapter switched off: the distribution that regularises."""
 
     def __init__(self, policy: LanguageModel, source: str | None = None) -> None:
         """`source` names another model with the same tokenizer; None takes the policy as it is now."""
-        self._shared = source is None and policy.has_adapter
+        # Without a new adapter the policy is what it is at the start; without one that was loaded it is something else.
+        self._shared = source is None and policy.has_new_adapter
         if source is not None:
             other = LanguageModel.load(source, precision=policy.precision, device=str(policy.device))
             if other.tokenizer.get_vocab() != policy.tokenizer.get_vocab():

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from telos.algorithms.language._loop_pairs import PairsConfig
+from telos.core.config import require
 from telos.core.method import Method
 from telos.functional.pairwise import PairLogps, diagnostics
 from telos.functional.reduction import Losses
@@ -24,6 +25,10 @@ class Config(PairsConfig):
     """Options of DPO."""
 
     beta: float = 0.1  # strength of the KL regularisation, > 0 (paper: 0.1; 0.5 for summaries)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "> 0", "beta")
 
 
 def implicit_rewards(config: Config, pair: PairLogps) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from telos.algorithms.language._loop_rollouts import RolloutsConfig
+from telos.core.config import require
 from telos.core.method import Method
 from telos.functional.policy import (
     CriticView,
@@ -58,6 +59,11 @@ class Config(RolloutsConfig):
     gamma: float = 1.0  # discount a token
     gae_lambda: float = 0.95  # λ of GAE
     entropy_coef: float = 0.0  # weight of the entropy bonus (paper: 0, it destabilises)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, ">= 0", "kl_coef", "kl_target", "clip_reward", "clip_advantage", "clip_range", "clip_range_vf", "entropy_coef")
+        require(self, ">= 0 and <= 1", "gamma", "gae_lambda")
 
 
 def effective(config: Config) -> Config:

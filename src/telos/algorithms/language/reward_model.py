@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from telos.algorithms.language._loop_reward_model import RewardModelConfig
+from telos.core.config import require
 from telos.core.method import Method
 from telos.functional.reduction import Losses
 
@@ -25,6 +26,11 @@ class Config(RewardModelConfig):
     center_coef: float = 0.01  # weight of the centring term, >= 0 (0.01 in Eisenstein et al.); 0 = off
     use_margin: bool = True  # subtract the data's `margin` column (0 where it has none)
     label_smoothing: float = 0.0  # probability that a label is wrong, 0 … 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, ">= 0", "center_coef")
+        require(self, ">= 0 and < 0.5", "label_smoothing")
 
 
 def loss(config: Config, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Losses:

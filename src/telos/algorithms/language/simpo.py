@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch.nn.functional import logsigmoid
 
 from telos.algorithms.language._loop_pairs import PairsConfig
+from telos.core.config import require
 from telos.core.method import Method
 from telos.functional.pairwise import PairLogps, diagnostics
 from telos.functional.reduction import Losses
@@ -25,6 +26,11 @@ class Config(PairsConfig):
 
     beta: float = 2.0  # scale of the reward, > 0 (paper: 2.0 to 2.5)
     gamma_beta_ratio: float = 0.5  # target margin over beta, >= 0 (paper: 0.3 to 0.8)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "> 0", "beta")
+        require(self, ">= 0", "gamma_beta_ratio")
 
 
 def loss(config: Config, pair: PairLogps) -> Losses:

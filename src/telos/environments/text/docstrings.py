@@ -271,7 +271,7 @@ class Docstrings:
     """The `docstrings` testbed; see the module's docstring."""
 
     name = "docstrings"
-    max_new_tokens = 32
+    max_new_tokens = 44
 
     def items(self, split: Split, n: int | None = None, seed: int = 0) -> list[Item]:
         rows = list(_all_items()[split])

@@ -1,15 +1,15 @@
 """Generation: answers sampled from a language model, with what a trainer must know of them.
 
-An `Engine` takes token ids and gives token ids, never text, so nothing is tokenised twice. With every token it records the log-probability under the
-distribution the token was drawn from (after temperature, top-k and top-p), the tokens that were allowed, and the version of the weights; so the first ratio of an
-on-policy update is 1 within rounding, and a trainer can refuse answers of other weights.
+An `Engine` takes token ids and gives token ids, never text, so nothing is tokenised twice. With every token it records the
+log-probability under the distribution the token was drawn from (after temperature, top-k and top-p), the tokens that were allowed, and
+the version of the weights; so the first ratio of an on-policy update is 1 within rounding, and a trainer can refuse answers of other weights.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +21,17 @@ if TYPE_CHECKING:
     from telos.models.language import LanguageModel
 
 ENGINES = ("native", "vllm")
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. Logits are divided by `temperature`; of these `top_k` are kept; of their renormalised probabilities the fewest, most likely
-    first, that hold at least `top_p`; the token is drawn from those, renormalised.
+    """How tokens are drawn. Logits are divided by `temperature`; the `top_k` largest are kept; of their renormalised probabilities the fewest,
+    most likely first, that hold at least `top_p`; the token is drawn from those, renormalised.
 
     At temperature 0 the most likely token is taken, `top_p` and `top_k` change nothing, and log-probabilities are recorded at temperature 1.
-    While `min_new_tokens` are not reached the end token is barred, and log-probabilities are those of the distribution without it; where
-    `support` is recorded it says so exactly, elsewhere `LanguageModel.logprobs` of these first tokens is lower by −log(1 − p(end)).
+    While `min_new_tokens` are not reached the end token is barred, and log-probabilities are those of the distribution without it. Where
+    `Generated.support` is recorded it says so exactly; elsewhere `LanguageModel.logprobs` of these first tokens is lower by −log(1 − p(end)).
 
     Raises `UsageError` naming the option that is out of range.
     """
@@ -95,12 +96,29 @@ class Engine(Protocol):
 
 
 def weight_version(model: nn.Module) -> int:
-    """A number that grows with every in-place change of a parameter: the sum of torch's own counters (optimiser steps, `load_state_dict`, `copy_`).
+    """A fingerprint of all parameters, in [0, 2^63): equal for equal weights, here or in another process, and different after any change of them.
 
-    It is for comparing moments of one process, not runs. Torch does not count what is written through `parameter.data`, and a parameter that is replaced by a
-    new tensor counts from 0 again; `parameter.detach().copy_(…)` under `torch.no_grad()` is counted.
+    The parameters' bits are added up as 64-bit integers, which costs one reading of the weights. Torch's own counters of in-place changes would
+    cost nothing, but do not see fused optimisers, `parameter.data`, or a parameter that is replaced. It is an identity, not a count of steps.
     """
-    return sum(parameter._version for parameter in model.parameters())
+    sums = []
+    with torch.no_grad():
+        for parameter in model.parameters():
+            flat = parameter.detach().contiguous().view(-1)
+            wide = flat.numel() * flat.element_size() % 8 == 0 and flat.storage_offset() * flat.element_size() % 8 == 0
+            # Widths of whole 64-bit words are added fastest; the rest is widened element by element.
+            words = flat.view(torch.int64 if wide else _INTEGERS[flat.element_size()])
+            sums.append(words.sum(dtype=torch.int64))
+    version = 0
+    for word in torch.stack(sums).tolist():
+        version = (version * 1_000_003 + word) % (1 << 63)
+    return version
+
+
+def pad_token(model: LanguageModel) -> int:
+    """The id that fills `Generated.ids` after an answer: the pad token, or the end token where there is none."""
+    tokenizer: Any = model.tokenizer
+    return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 
 def check_prompts(prompts: list[list[int]], n: int, context: int, vocabulary: int) -> None:

@@ -1,7 +1,8 @@
 """Decoding of Llama-shaped models (Llama, Mistral, Qwen2, Qwen3) by direct tensor operations on a static key/value cache.
 
-The Hugging Face modules are read at the start of every call and never kept, so weights cannot be stale; merging query, key and value matrices, adding low-rank adapters
-and packing for the CPU's matrix kernels costs about as much as one decoding step. Differences from the modules' own forward are of rounding only:
+The Hugging Face modules are read at the start of every call and never kept, so weights cannot be stale; joining query, key and value matrices,
+adding low-rank adapters and packing for the CPU's matrix kernels costs about as much as one decoding step. It differs from the modules' own
+forward by rounding only:
 
 - the halves that rotary embedding pairs are interleaved by permuting rows of the query and key weights, so that a rotation is one complex product;
 - in float32 the attention's scale is folded into the queries, and on the CPU residual sums and the gated MLP's product are fused into the matrix products;
@@ -136,9 +137,9 @@ class _Layer:
         )
         self.norm_1, self.norm_2 = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
         self.eps = layer.input_layernorm.variance_epsilon
-        self.q_norm = self.k_norm = None
+        self.head_norms: tuple[Tensor, Tensor] | None = None
         if hasattr(attention, "q_norm"):  # Qwen3 normalises each head, after which the scale of the projection is lost
-            self.q_norm, self.k_norm = _interleave(attention.q_norm.weight, size) * scale, _interleave(attention.k_norm.weight, size)
+            self.head_norms = _interleave(attention.q_norm.weight, size) * scale, _interleave(attention.k_norm.weight, size)
             self.head_eps = attention.q_norm.variance_epsilon
             scale = 1.0
         weights = [_interleave(q, size) * scale, _interleave(k, size), v]
@@ -284,16 +285,15 @@ class LeanDecoder:
         """(queries [t, H, D], keys and values [t, 2, H_kv, D]) of normalised states, rotated."""
         heads, kv_heads, size = self.heads, self.kv_heads, self.head_dim
         qkv = layer.qkv(y).view(-1, heads + 2 * kv_heads, size)
-        if layer.q_norm is not None:
-            qkv[:, :heads] = F.rms_norm(qkv[:, :heads], layer.q_norm.shape, layer.q_norm, layer.head_eps)
-            qkv[:, heads : heads + kv_heads] = F.rms_norm(
-                qkv[:, heads : heads + kv_heads], layer.k_norm.shape, layer.k_norm, layer.head_eps
-            )  # type: ignore[union-attr]
-        turned = qkv[:, : heads + kv_heads]
-        if self.direct:
-            torch.view_as_complex(turned.unflatten(-1, (-1, 2))).mul_(turns)
-        else:
-            turned.copy_(torch.view_as_real(torch.view_as_complex(turned.float().unflatten(-1, (-1, 2))) * turns).flatten(-2))
+        both = qkv[:, : heads + kv_heads]
+        turned = both if self.direct else both.float()  # rotations are made in float32, as under autocast
+        if layer.head_norms is not None:
+            q_norm, k_norm = layer.head_norms
+            turned[:, :heads] = F.rms_norm(turned[:, :heads], q_norm.shape, q_norm, layer.head_eps)
+            turned[:, heads:] = F.rms_norm(turned[:, heads:], k_norm.shape, k_norm, layer.head_eps)
+        torch.view_as_complex(turned.unflatten(-1, (-1, 2))).mul_(turns)
+        if not self.direct:
+            both.copy_(turned)
         return qkv[:, :heads], qkv[:, heads:].unflatten(1, (2, kv_heads))
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, width: int) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from telos.core.errors import Failure, UsageError
 from telos.core.seeds import derive
-from telos.models.generation import Generated, Sampling, check_prompts, weight_version
+from telos.models.generation import Generated, Sampling, check_prompts, pad_token, weight_version
 from telos.models.generation.generic import GenericDecoder
 from telos.models.generation.lean import LeanDecoder, reason_against
 from telos.models.generation.sampler import pick, uniforms
@@ -47,17 +47,17 @@ class _Record:
 
 
 class NativeEngine:
-    """`path` forces the lean or the generic way of decoding; `auto` takes the lean one where it is exact. With `compact` false, rows that have ended stay in the batch
-    until all have, for comparison."""
+    """`path` forces the lean or the generic way of decoding; `auto` takes the lean one where it is exact. With `compact` false, rows that have
+    ended stay in the batch until all have, for comparison."""
 
     def __init__(self, model: LanguageModel, path: Literal["auto", "lean", "generic"] = "auto", compact: bool = True) -> None:
         self.model, self.path, self.compact = model, path, compact
 
     def end_tokens(self) -> list[int]:
         """The ids that end an answer: the tokenizer's end token and those of the model's generation config (chat models end turns with others)."""
-        ids = {self.model.tokenizer.eos_token_id}
+        tokenizer: Any = self.model.tokenizer
         more = getattr(getattr(self.model.base, "generation_config", None), "eos_token_id", None)
-        ids.update(more if isinstance(more, list) else [more])
+        ids = {tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])}
         size = self.model.base.get_output_embeddings().weight.shape[0]
         return sorted(token for token in ids if token is not None and 0 <= token < size)
 
@@ -104,8 +104,9 @@ class NativeEngine:
 
     def _rows_at_once(self, longest: int) -> int:
         config = self.model.config
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = heads * (getattr(config, "head_dim", None) or self.model.hidden_size // config.num_attention_heads)
+        query_heads = getattr(config, "num_attention_heads", None) or 1
+        heads = getattr(config, "num_key_value_heads", None) or query_heads
+        width = heads * (getattr(config, "head_dim", None) or self.model.hidden_size // query_heads)
         row = 2 * int(config.num_hidden_layers) * width * longest * (2 if self.model.precision == "bfloat16" else 4)
         budget = _CACHE_BYTES
         if self.model.device.type == "cuda":
@@ -174,8 +175,7 @@ class NativeEngine:
     def _assemble(self, record: _Record, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """(ids, logprobs, support) of all rows, padded on the right."""
         device, width = self.model.device, max(record.step) + 1
-        pad = self.model.tokenizer.pad_token_id
-        pad = self.model.tokenizer.eos_token_id if pad is None else pad
+        pad = pad_token(self.model)
         row = torch.cat(record.row)
         sizes = torch.tensor([len(r) for r in record.row], device=device)
         step = torch.tensor(record.step, device=device).repeat_interleave(sizes)

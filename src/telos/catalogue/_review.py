@@ -1,0 +1,69 @@
+"""What recipes on `review` share: the starting policy, its preferences, a learned reward, and held-out prompts.
+
+The starting policy is `tinylm` fine-tuned on the testbed's own mixed texts: as people write, not as the judge would like. Preferences compare two of its answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from telos.algorithms.language.assess import Assessment
+from telos.catalogue.lab import Lab, Labelling
+from telos.core.seeds import derive
+
+# Chosen on tuning seeds, once, for all recipes on this testbed.
+SFT = {"steps": 60, "batch_size": 16, "learning_rate": 3e-4, "lr_schedule": "linear", "checkpoint_every": 0}
+REWARD = {"steps": 120, "batch_size": 16, "learning_rate": 2e-4, "checkpoint_every": 0}
+SMOKE: Mapping[str, Any] = {"sft_steps": 4, "pairs": 32, "reward_steps": 4, "steps": 4, "iterations": 2, "held_out": 16}
+
+
+def starting_policy(lab: Lab, settings: Mapping[str, Any]) -> str:
+    """The folder of the fine-tuned policy."""
+
+    def rows() -> list[dict[str, Any]]:
+        texts = lab.testbed.corpus(2000, derive(lab.seed, "demonstrations") % 2**31)
+        return [dict(zip(("prompt", "completion"), _split(text), strict=True)) for text in texts]
+
+    data = lab.file("demonstrations.jsonl", rows)
+    run = lab.train("sft", "sft", model="tinylm", data=str(data), **{**SFT, "steps": settings["sft_steps"]})
+    return str(run.path / "model")
+
+
+def _split(document: str) -> tuple[str, str]:
+    prompt, mark, reply = document.partition("Reply:")
+    return prompt + mark, reply
+
+
+def preferences(lab: Lab, policy: str, settings: Mapping[str, Any], noise: float = 0.0) -> Path:
+    return lab.pairs("pairs", policy, Labelling(pairs=settings["pairs"], noise=noise))
+
+
+def learned_reward(lab: Lab, policy: str, pairs: Path, settings: Mapping[str, Any]) -> str:
+    """The folder of a reward model that starts from the policy."""
+    run = lab.train("reward-model", "reward-model", model=policy, data=str(pairs), **{**REWARD, "steps": settings["reward_steps"]})
+    return str(run.path / "model")
+
+
+def mean_gold(found: Assessment) -> float:
+    return float(np.mean(found.gold))
+
+
+def wins(ours: Assessment, theirs: Assessment) -> float:
+    """Share of prompts on which ours has the higher gold score; equal scores count one half."""
+    a, b = np.asarray(ours.gold), np.asarray(theirs.gold)
+    return float(np.mean((a > b) + 0.5 * (a == b)))
+
+
+def gold_at(trajectory: list[tuple[int, Assessment]], kl: float) -> float:
+    """Mean gold where a trajectory's mean KL first reaches `kl` nats, interpolated linearly between checkpoints in order of KL."""
+    points = sorted((float(np.mean(found.kl)), mean_gold(found)) for _, found in trajectory)
+    return float(np.interp(kl, [x for x, _ in points], [y for _, y in points]))
+
+
+def reach(trajectory: list[tuple[int, Assessment]]) -> float:
+    """The largest mean KL of a trajectory."""
+    return max(float(np.mean(found.kl)) for _, found in trajectory)

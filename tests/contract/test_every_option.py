@@ -1,0 +1,182 @@
+"""An option that is accepted and changes nothing is an error. Here each option of each method is given another value, and something must come out differently:
+a number, a weight, the plan, or a refusal that names the option.
+
+The other value is made up from the default, so that options of new methods are tested without a word here; `VALUES` has those for which that would say nothing,
+and `BESIDE` what an option needs beside it to matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from data_fixtures import CHATML, tiny_tokenizer, write_jsonl
+from support import PROMPTS, World, make_reward, program_of
+from telos.core import discovery
+from telos.core.config import Option, options_of
+from telos.core.errors import TelosError
+from telos.core.method import Method
+
+METHODS = [card.key for card in discovery.cards() if card.file is not None]
+
+# What must change no number: where it runs and what is written when. Their effects have tests of their own (`test_core_loop`, `test_contract`, `models`).
+SILENT = {
+    *("out", "backend", "threads", "device", "checkpoint_every", "keep_checkpoints", "log_every", "engine"),
+    *("micro_batch_size", "gradient_checkpointing"),
+}
+
+VALUES: dict[str, Any] = {
+    "adam_beta2": 0.5,
+    "batch_size": 5,
+    "clip_range": 0.01,
+    "clip_range_vf": 0.001,
+    "clip_reward": 0.3,
+    "eval_every": 1,
+    "kl_target": 5.0,
+    "lora_targets": ["q_proj"],
+    "max_completion_length": 2,
+    "max_grad_norm": 0.01,
+    "max_prompt_length": 3,
+    "precision": "bfloat16",
+    "reward_timeout": 0.02,
+    "temperature": 0.5,
+    "warmup_steps": 2,
+}
+
+
+class Places:
+    """Files for options that name one, and what goes beside an option."""
+
+    def __init__(self, world: World, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.world = world
+        data = world.data
+        (folder / "short.jinja").write_text(CHATML.replace("<|im_start|>", ""), encoding="utf-8")
+        with_bos = folder / "with-bos"
+        tiny_tokenizer(adds_bos=True).save_pretrained(with_bos)
+        (folder / "slow.py").write_text(
+            "import time\ndef slow(completions, **_):\n    time.sleep(0.3)\n    return [1.0] * len(completions)\n"
+        )
+        (folder / "nan.py").write_text(
+            "def nan(completions, **_):\n    return [float(i) if i else float('nan') for i in range(len(completions))]\n"
+        )
+        self.slow, self.nan = f"{folder / 'slow.py'}:slow", f"{folder / 'nan.py'}:nan"
+        self.messages = {
+            "supervised": data["messages"],
+            "pairs": data["preference-messages"],
+            "reward-model": data["preference-messages"],
+            "rollouts": str(write_jsonl(folder / "prompts.jsonl", [{"prompt": [{"role": "user", "content": text}]} for text in PROMPTS])),
+        }
+        self.messages["sampling"] = self.messages["rollouts"]
+        self.bad = {}
+        self.other = {}
+        for loop in self.messages:
+            good = Path(world.options(loop)["data"]).read_text(encoding="utf-8")
+            lines = good.splitlines()
+            (folder / f"bad-{loop}.jsonl").write_text('{"prompt": 3}\n' + good, encoding="utf-8")
+            (folder / f"other-{loop}.jsonl").write_text("\n".join(lines[3:]) + "\n", encoding="utf-8")
+            self.bad[loop], self.other[loop] = str(folder / f"bad-{loop}.jsonl"), str(folder / f"other-{loop}.jsonl")
+        self.named: dict[str, Any] = {
+            "model": world.other_model,
+            "reference": world.other_model,
+            "tokenizer": str(with_bos),
+            "chat_template": str(folder / "short.jinja"),
+            "reward": make_reward(folder),
+            "pretrain_data": data["language-modeling"],
+        }
+
+    def value(self, loop: str, option: Option, kind: Any) -> Any:
+        name, default = option.name, option.default
+        if name in self.named or name in ("data", "eval_data"):
+            return self.other[loop] if name.endswith("data") and name != "pretrain_data" else self.named[name]
+        if name in VALUES:
+            return VALUES[name]
+        if typing.get_origin(kind) is Literal:
+            return next(value for value in typing.get_args(kind) if value != default)
+        if isinstance(default, bool):
+            return not default
+        if isinstance(default, int):
+            return default + 1
+        if isinstance(default, float):
+            return default * 0.5 if default else 0.3
+        raise AssertionError(f"give {name} another value in VALUES")
+
+    def beside(self, loop: str, name: str) -> dict[str, Any]:
+        """What makes an option matter."""
+        function = {"critic_init": "policy"} if loop == "rollouts" else {}
+        found: dict[str, dict[str, Any]] = {
+            "chat_template": {"model": self.world.chat_model, "data": self.messages[loop]},
+            "eval_every": {"eval_data": self.other[loop]},
+            "lora_alpha": {"lora_rank": 2},
+            "lora_dropout": {"lora_rank": 2},
+            "lora_targets": {"lora_rank": 2},
+            "on_bad_row": {"data": self.bad[loop]},
+            "overlong": {"max_prompt_length": 3},
+            "pretrain_coef": {"pretrain_data": self.named["pretrain_data"], "pretrain_coef": 0.1},
+            "pretrain_data": {"pretrain_coef": 0.1},
+            "reward": function,
+            "reward_on_error": {"reward": self.nan, **function},
+            "reward_timeout": {"reward": self.slow, **function},
+        }
+        return found.get(name, {})
+
+
+def signature(method: Method, options: dict[str, Any], folder: Path) -> Any:
+    """All that comes out of a short run, or the refusal."""
+    try:
+        program = program_of(method.key, options, folder)
+        numbers = [program.step(index) for index in range(program.config.steps)]
+    except TelosError as error:
+        return "refused", str(error).replace(str(folder), "")
+    state = program.state()
+    weights = hashlib.sha256()
+    for role in ("learner", "critic"):
+        for tensor in state.get(role, {}).get("weights", {}).values():
+            weights.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    samples = folder / "samples.jsonl"
+    reward = getattr(program, "reward", None)
+    if reward is not None:
+        reward.close()
+    return numbers, weights.hexdigest(), program.plan(), samples.read_text(encoding="utf-8") if samples.exists() else ""
+
+
+@pytest.mark.filterwarnings("ignore::telos.core.errors.TelosWarning")
+@pytest.mark.parametrize("key", METHODS)
+def test_every_option_changes_what_comes_out(key: str, world: World, tmp_path: Path) -> None:
+    method = discovery.load(key)
+    places = Places(world, tmp_path / "places")
+    hints = typing.get_type_hints(method.config)
+    known: dict[str, Any] = {}
+
+    def outcome(**changes: Any) -> Any:
+        name = repr(sorted(changes.items()))
+        if name not in known:
+            options = world.options(method.loop, **{"steps": 2, "lr_schedule": "linear", "max_completion_length": 4, **changes})
+            options = {option: value for option, value in options.items() if option in hints}
+            known[name] = signature(method, options, tmp_path / f"{len(known)}")
+        return known[name]
+
+    ignored = []
+    for option in options_of(method.config):
+        if option.name in SILENT:
+            continue
+        beside = places.beside(method.loop, option.name)
+        if outcome(**beside) == outcome(**{**beside, option.name: places.value(method.loop, option, hints[option.name])}):
+            ignored.append(option.name)
+    assert ignored == []
+    assert outcome()[0] != "refused", outcome()[1]
+
+
+def test_threads_are_set(world: World, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            program_of("sft", world.options("supervised", threads=threads), tmp_path / f"{threads}")
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
