@@ -17,7 +17,7 @@ PEERS := benchmarks/.venv-peers
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test test-all check lint format imports types docs docs-check bench-peers bench claims tinylm freeze clean
+.PHONY: help setup run test test-all check lint format imports types docs docs-check bench-peers bench claims need-key tinylm freeze clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -77,9 +77,12 @@ $(PEERS)/.installed: benchmarks/peers.sh
 bench: setup bench-peers ## ours and a peer in turn, and a record: make bench CASE=dpo
 	@$(BIN)/python benchmarks/run.py $(CASE)
 
-claims: setup ## run claims and write their records: make claims KEY=simpo BUDGET=smoke
-	@test -n "$(KEY)" || { echo "say which: make claims KEY=simpo (the keys: telos list --status ready)" >&2; exit 2; }
+claims: need-key setup ## run a claim and write its record: make claims KEY=simpo BUDGET=smoke
 	@$(BIN)/telos claims run $(KEY) --budget $(BUDGET)
+
+# Before setup: a forgotten word must not cost an installation.
+need-key:
+	@test -n "$(KEY)" || { echo "say which: make claims KEY=simpo (the keys: telos list --status ready)" >&2; exit 2; }
 
 tinylm: setup ## train the bundled model anew (about 40 minutes on 2 cores)
 	@$(BIN)/python -m telos.models.tinylm --out src/telos/assets/tinylm

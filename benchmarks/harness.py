@@ -39,7 +39,12 @@ class Side:
         environment = os.environ | quiet | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [python, HERE / "worker.py", case, side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+                [python, HERE / "worker.py", case, side],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
             )
         self._send(settings)
 

@@ -36,14 +36,19 @@ def prepare(settings: dict[str, Any], gate: Any) -> None:
     for _ in range(ROWS * settings["total_steps"]):
         prompt, chosen, rejected = (generator.randint(*settings[name]) for name in ("prompt_tokens", "answer_tokens", "answer_tokens"))
         # The end token, which both sides append, is one of an answer's tokens.
-        rows.append({"prompt": text(generator, prompt), "chosen": " " + text(generator, chosen - 1), "rejected": " " + text(generator, rejected - 1)})
+        rows.append(
+            {
+                "prompt": text(generator, prompt),
+                "chosen": " " + text(generator, chosen - 1),
+                "rejected": " " + text(generator, rejected - 1),
+            }
+        )
     write_rows(folder / "rows.jsonl", rows)
     write_rows(folder / "ordered.jsonl", [rows[i] for i in epoch_order(len(rows), derive(settings["seed"], "rows"), 0)])
 
 
 def ours(method: str, settings: dict[str, Any], gate: Any, options: dict[str, Any]) -> None:
     """`telos.train` (its door for callbacks), with a callback at the end of each step."""
-    import telos.algorithms.language._loop_pairs
     from telos.algorithms.run import train
 
     class Watch:
@@ -105,7 +110,9 @@ def training_arguments(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def peer_train(settings: dict[str, Any], gate: Any, trainer_class: Any, arguments: Any, chosen: dict[str, Any], with_reference: bool) -> None:
+def peer_train(
+    settings: dict[str, Any], gate: Any, trainer_class: Any, arguments: Any, chosen: dict[str, Any], with_reference: bool
+) -> None:
     """`Trainer.train()`, with a callback at the end of each step."""
     import torch
     from datasets import Dataset
@@ -147,7 +154,10 @@ def limit(settings: dict[str, Any], gate: Any, with_reference: bool) -> None:
 
     torch.set_num_threads(settings["threads"])
     folder = Path(settings["folder"])
-    lengths = [[len(row[name].split()) + (name != "prompt") for name in ("prompt", "chosen", "rejected")] for row in read_rows(folder / "ordered.jsonl")]
+    lengths = [
+        [len(row[name].split()) + (name != "prompt") for name in ("prompt", "chosen", "rejected")]
+        for row in read_rows(folder / "ordered.jsonl")
+    ]
     batches = [lengths[i : i + ROWS] for i in range(0, len(lengths), ROWS)]
     sizes = [(sum(map(sum, batch)), sum(chosen + rejected for _, chosen, rejected in batch)) for batch in batches]
     products = Products(AutoConfig.from_pretrained(folder / "policy"), max(tokens for tokens, _ in sizes))

@@ -13,13 +13,16 @@ _SPECIAL = ("<|pad|>", "<|end|>", "<|unknown|>")
 
 def save_model(folder: Path, seed: int) -> None:
     """The shape of the bundled model with random weights, and a tokenizer with one token a word, so that both sides see the same ids."""
-    from telos.models.tinylm import VOCABULARY, new_model
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
+    from telos.models.tinylm import VOCABULARY, new_model
+
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary(VOCABULARY))}, unk_token=_SPECIAL[2]))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token=_SPECIAL[0], eos_token=_SPECIAL[1], unk_token=_SPECIAL[2], model_max_length=1024).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token=_SPECIAL[0], eos_token=_SPECIAL[1], unk_token=_SPECIAL[2], model_max_length=1024
+    ).save_pretrained(folder)
     new_model(seed).save_pretrained(folder)
 
 

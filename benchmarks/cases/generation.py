@@ -39,6 +39,7 @@ def prompts(settings: dict[str, Any]) -> list[list[int]]:
 def ours(settings: dict[str, Any], gate: Any) -> None:
     """`make_engine(model).generate`, as the loops call it."""
     import torch
+
     from telos.models.generation import Sampling, make_engine
     from telos.models.language import LanguageModel
 
@@ -67,9 +68,19 @@ def peer(settings: dict[str, Any], gate: Any) -> None:
     ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in asked])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in asked])
     gate.begin()
-    model = AutoModelForCausalLM.from_pretrained(Path(settings["folder"]) / "policy", dtype=torch.float32, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        Path(settings["folder"]) / "policy", dtype=torch.float32, attn_implementation="sdpa"
+    ).eval()
     model.generation_config = GenerationConfig(pad_token_id=0)
-    common = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": NEW_TOKENS, "eos_token_id": None, "pad_token_id": 0}
+    common = {
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "max_new_tokens": NEW_TOKENS,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
     caches = {"dynamic": {}, "static, not compiled": {"cache_implementation": "static", "disable_compile": True}}
 
     def sample(extra: dict[str, Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import json
 import subprocess
 import sys
 import threading
@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from telos.core.errors import Failure, UsageError
+from telos.objectives import reward_worker
 from telos.objectives.rewards import FunctionReward, ProcessReward, RewardSource, load_reward
 
 MODULE = """
@@ -47,10 +48,11 @@ def hangs(completions, **columns):
     return [1.0] * len(completions)
 
 
-def hangs_with_child(completions, **columns):
+def starts_a_child(completions, **columns):
+    if "hang" in completions:
+        time.sleep(60)
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    open("child.pid", "w").write(str(child.pid))
-    time.sleep(60)
+    return [float(child.pid)] * len(completions)
 
 
 def short(completions, **columns):
@@ -216,21 +218,25 @@ def test_a_hang_is_killed_after_its_timeout(load):
     began = time.monotonic()
     with pytest.raises(Failure, match=r"longer than its timeout of 1 s.*rows 0 to 1"):
         score(source, ["x", "hang"])
-    assert 0.9 < time.monotonic() - began < 5
+    assert 0.9 < time.monotonic() - began < 20
 
 
 def test_after_a_hang_another_process_goes_on(load):
     source = load("hangs", timeout=1.0, on_error="invalid")
     assert score(source, ["hang"]).counts()["error"] == 1
+    source.timeout = 30.0
     assert score(source, ["x"]).values.tolist() == [1.0]
 
 
-def test_a_hang_takes_the_programs_it_started_with_it(load, folder):
+def test_a_hang_takes_the_programs_it_started_with_it(load):
+    source = load("starts_a_child")
+    child = psutil.Process(int(score(source, ["x"]).values.item()))
+    assert child.is_running()
+    source.timeout = 0.5
     with pytest.raises(Failure, match="timeout"):
-        score(load("hangs_with_child", timeout=2.0))
-    child = int((folder / "child.pid").read_text())
-    deadline = time.monotonic() + 5
-    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        score(source, ["hang"])
+    deadline = time.monotonic() + 20
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -389,18 +395,17 @@ def test_a_closed_source_leaves_no_process_and_starts_again(load):
     assert score(source).values.tolist() == [1.0, 2.0, 3.0]
 
 
-def test_the_process_does_not_outlive_its_parent(folder):
-    code = (
-        "import os, psutil\nfrom telos.objectives.rewards import load_reward\n"
-        "source = load_reward('mine.py:good')\nprint(psutil.Process().children()[0].pid, flush=True)\nos.kill(os.getpid(), 9)\n"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60, cwd=folder)
-    child = int(done.stdout)
-    deadline = time.monotonic() + 10
-    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+@pytest.mark.parametrize("busy", [False, True])
+def test_the_process_ends_when_its_input_does(folder, busy):
+    # Whatever ends the parent, kill -9 too, closes the pipe.
+    (folder / "slow.py").write_text("import time\ntime.sleep(60)\n")
+    command = [sys.executable, "-P", reward_worker.__file__]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=folder) as process:
+        assert process.stdin is not None
+        request = {"load": {"target": "slow.py" if busy else "mine.py", "function": "good"}}
+        process.stdin.write(json.dumps(request).encode() + b"\n")
+        process.stdin.close()
+        assert process.wait(timeout=30) == 0
 
 
 # Callables in this process ----------------------------------------------------------------------------------------------------------------
@@ -417,7 +422,7 @@ def test_a_callable_that_hangs_is_stopped_in_the_main_thread():
     began = time.monotonic()
     with pytest.raises(Failure, match=r"timeout of 0.3 s"):
         score(source)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 def test_a_callable_that_swallows_everything_is_stopped_too():
@@ -430,7 +435,7 @@ def test_a_callable_that_swallows_everything_is_stopped_too():
     source = FunctionReward(stubborn, timeout=0.2)
     with pytest.raises(Failure):
         score(source)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
 
 
 def test_the_alarm_leaves_nothing_behind():

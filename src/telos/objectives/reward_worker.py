@@ -34,7 +34,7 @@ from typing import Any, Literal
 OURS = ("prompts", "completions", "completion_ids")  # the keywords that every TRL-style function is offered
 VERL_COLUMNS = ("data_source", "ground_truth", "reward_model", "extra_info")
 _LARGEST = 3.4028234663852886e38  # the largest float32
-_GRACE_S = 5.0  # how long user code may go on after our input ended
+_GRACE_S = 2.0  # how long user code may go on after our input ended
 
 
 @dataclass(frozen=True)

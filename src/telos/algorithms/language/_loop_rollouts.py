@@ -346,6 +346,10 @@ def score(reward: Any, table: Table, rollouts: Rollouts, texts: list[str]) -> An
     rows = rollouts.row.tolist()
     ids = [ids[:length] for ids, length in zip(rollouts.completion_ids.tolist(), rollouts.completion_length.tolist(), strict=True)]
     columns = {name: [values[i] for i in rows] for name, values in table.extra.items()}
+    if getattr(reward, "uses_ids", False):  # a reward model that reads the policy's tokens takes the prompts as the policy read them, too
+        columns["prompt_ids"] = [
+            ids[:length] for ids, length in zip(rollouts.prompt_ids.tolist(), rollouts.prompt_length.tolist(), strict=True)
+        ]
     return reward.score([table.prompts[i] for i in rows], texts, ids, columns)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 from telos.algorithms.language._rows import testbed_rows
@@ -19,7 +20,7 @@ from telos.environments.text.base import Item, Split, TextTestbed
 from telos.models.generation import Sampling
 from telos.models.language import LanguageModel
 
-_CHUNK = 256  # prompts answered at once
+_CHUNK = 256  # prompts answered at once, at most
 _MOST_PROMPTS = 20  # prompts tried for each pair that is wanted, before it is given up
 
 
@@ -56,9 +57,11 @@ def make_pairs(
     sampling = Sampling(temperature=temperature, max_new_tokens=testbed.max_new_tokens)
     counts = {"prompts": 0, "pairs": 0, "empty answers": 0, "equal answers": 0, "equal scores": 0, "labels against the gold score": 0}
     rows: list[dict[str, Any]] = []
-    for start, items, records in _chunks(testbed, split, n, seed):
-        answers = sample_texts(model, [item.prompt for item in items], sampling, n=2, seed=derive(seed, "answers", start))
-        for offset, (item, record, (first, second)) in enumerate(zip(items, records, answers, strict=True)):
+    prompts = _prompts(testbed, split, n, seed)
+    start = 0  # number of the first prompt of a batch
+    while len(rows) < n and (batch := list(islice(prompts, _batch_size(n - len(rows), start, len(rows))))):
+        answers = sample_texts(model, [item.prompt for item, _ in batch], sampling, n=2, seed=derive(seed, "answers", start))
+        for number, ((item, record), (first, second)) in enumerate(zip(batch, answers, strict=True), start):
             counts["prompts"] += 1
             if reason := _useless(first, second):
                 counts[reason] += 1
@@ -67,7 +70,7 @@ def make_pairs(
             if scores[0] == scores[1]:
                 counts["equal scores"] += 1
                 continue
-            draws = numpy_generator(seed, "labels", start + offset).random(2)
+            draws = numpy_generator(seed, "labels", number).random(2)
             keep = choose_first(scores[0] - scores[1], label_temperature, noise, (float(draws[0]), float(draws[1])))
             counts["labels against the gold score"] += int(keep != (scores[0] > scores[1]))
             pair = {"chosen": first, "rejected": second} if keep else {"chosen": second, "rejected": first}
@@ -75,10 +78,9 @@ def make_pairs(
             rows.append({"prompt": item.prompt, **pair, **{name: record[name] for name in ("facts", "reference", "testbed")}, **gold})
             if len(rows) == n:
                 break
+        start += len(batch)
         if on_progress is not None:
             on_progress(len(rows))
-        if len(rows) == n:
-            break
     counts["pairs"] = len(rows)
     if not rows:
         told = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
@@ -105,15 +107,18 @@ def _useless(first: str, second: str) -> str | None:
     return "equal answers" if first.strip() == second.strip() else None
 
 
-def _chunks(testbed: TextTestbed, split: Split, n: int, seed: int) -> Iterator[tuple[int, list[Item], list[dict[str, Any]]]]:
-    """(number of the first, items, their rows) of the testbed's prompts in order, drawn as they are needed."""
+def _batch_size(missing: int, tried: int, found: int) -> int:
+    """As many prompts as are likely to give the missing pairs, at most `_CHUNK`: every answer beyond them would be thrown away."""
+    wanted = missing if tried == 0 else max(8, math.ceil(1.1 * missing * tried / max(found, 1)))
+    return min(_CHUNK, wanted)
+
+
+def _prompts(testbed: TextTestbed, split: Split, n: int, seed: int) -> Iterator[tuple[Item, dict[str, Any]]]:
+    """The testbed's prompts in order with their rows, made as they are needed."""
     done, wanted = 0, n
     while done < n * _MOST_PROMPTS:
         items = testbed.items(split, wanted, seed)
-        records = testbed_rows(testbed, split, wanted, seed, False)
         if len(items) == done:
             return
-        for start in range(done, len(items), _CHUNK):
-            end = min(start + _CHUNK, len(items))
-            yield start, items[start:end], records[start:end]
+        yield from zip(items[done:], testbed_rows(testbed, split, wanted, seed, False)[done:], strict=True)
         done, wanted = len(items), min(2 * wanted, n * _MOST_PROMPTS)

@@ -15,7 +15,7 @@ from telos.catalogue.lab import Lab
 from telos.environments.bandit import TabularPolicy, fit, random_bandit, total_variation
 from telos.functional.equilibria import kl_optimum
 
-DPO: dict[str, Any] = {"batch_size": 16, "learning_rate": 5e-5, "beta": 0.1, "lr_schedule": "linear", "keep_checkpoints": 8}
+DPO: dict[str, Any] = {"batch_size": 16, "learning_rate": 1e-4, "beta": 0.1, "lr_schedule": "linear", "keep_checkpoints": 8}
 PPO: dict[str, Any] = {
     "batch_size": 32,
     "minibatch_size": 16,
@@ -83,7 +83,7 @@ CLAIM = Claim(
     experiment=experiment,
     budgets={
         "smoke": Budget(1, SMOKE),
-        "full": Budget(3, {"sft_steps": 60, "pairs": 1200, "reward_steps": 120, "steps": 120, "iterations": 40, "held_out": 256}),
+        "full": Budget(3, {"sft_steps": 60, "pairs": 2000, "reward_steps": 125, "steps": 120, "iterations": 30, "held_out": 256}),
     },
     notes="A 4.2 M-parameter model and a programmatic judge stand for the paper's 6 B model and GPT-4; PPO learns from a reward model of the same preferences.",
 )

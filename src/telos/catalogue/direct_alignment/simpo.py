@@ -15,7 +15,7 @@ from telos.catalogue.lab import Lab
 from telos.core.errors import Failure
 from telos.evaluation.statistics import length_controlled_win_rate
 
-SIMPO: dict[str, Any] = {"batch_size": 16, "learning_rate": 5e-5, "beta": 2.0, "gamma_beta_ratio": 0.5, "lr_schedule": "linear"}
+SIMPO: dict[str, Any] = {"batch_size": 16, "learning_rate": 1e-4, "beta": 2.0, "gamma_beta_ratio": 0.5, "lr_schedule": "linear"}
 _PEAK = """
 import resource, sys, telos
 telos.train(sys.argv[1], model=sys.argv[2], data=sys.argv[3], out=sys.argv[4], steps=3, batch_size=16, checkpoint_every=0)
@@ -77,7 +77,7 @@ CLAIM = Claim(
     experiment=experiment,
     budgets={
         "smoke": Budget(1, SMOKE),
-        "full": Budget(3, {"sft_steps": 60, "pairs": 1200, "steps": 120, "held_out": 256}),
+        "full": Budget(3, {"sft_steps": 60, "pairs": 2000, "steps": 120, "held_out": 256}),
     },
     notes="Memory is the peak resident size of a process that trains three steps; the reference of a 4.2 M-parameter model is 16 MiB in float32.",
 )

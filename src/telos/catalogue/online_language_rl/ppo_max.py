@@ -68,7 +68,7 @@ CLAIM = Claim(
     experiment=experiment,
     budgets={
         "smoke": Budget(1, SMOKE),
-        "full": Budget(3, {"sft_steps": 60, "pairs": 800, "reward_steps": 100, "iterations": 30, "held_out": 256}),
+        "full": Budget(3, {"sft_steps": 60, "pairs": 1600, "reward_steps": 100, "iterations": 16, "held_out": 256}),
     },
     notes="Monitors (KL, entropy, perplexity, length) of every ablation are among the figures.",
 )

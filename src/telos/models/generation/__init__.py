@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ENGINES = ("native", "vllm")
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
+_PRIME = (1 << 61) - 1
 
 
 @dataclass(frozen=True)
@@ -96,22 +97,24 @@ class Engine(Protocol):
 
 
 def weight_version(model: nn.Module) -> int:
-    """A fingerprint of all parameters, in [0, 2^63): equal for equal weights, here or in another process, and different after any change of them.
+    """A fingerprint of all parameters, below 2^61: equal for equal weights, here or in another process, and different after any change of them.
 
-    The parameters' bits are added up as 64-bit integers, which costs one reading of the weights. Torch's own counters of in-place changes would
-    cost nothing, but do not see fused optimisers, `parameter.data`, or a parameter that is replaced. It is an identity, not a count of steps.
+    Torch's own counters of in-place changes would cost nothing, but do not see fused optimisers, `parameter.data`, or a parameter that is
+    replaced; this reads the weights once, in less time than one decoding step takes. It is an identity, not a count of steps.
     """
     sums = []
     with torch.no_grad():
         for parameter in model.parameters():
             flat = parameter.detach().contiguous().view(-1)
-            wide = flat.numel() * flat.element_size() % 8 == 0 and flat.storage_offset() * flat.element_size() % 8 == 0
-            # Widths of whole 64-bit words are added fastest; the rest is widened element by element.
-            words = flat.view(torch.int64 if wide else _INTEGERS[flat.element_size()])
-            sums.append(words.sum(dtype=torch.int64))
+            size = flat.element_size()
+            whole = flat.numel() * size % 8 == 0 and flat.storage_offset() * size % 8 == 0
+            words = flat.view(torch.int64) if whole else flat.view(_INTEGERS[size]).long()
+            # The shift carries signs and exponents into lower bits, so that changes of the top bit alone do not cancel modulo 2^64.
+            pieces = words.split(1 << 16 if words.device.type == "cpu" else 1 << 24)
+            sums.append(torch.stack([(piece ^ (piece >> 21)).sum() for piece in pieces]).sum())
     version = 0
     for word in torch.stack(sums).tolist():
-        version = (version * 1_000_003 + word) % (1 << 63)
+        version = (version * 1_000_003 + word) % _PRIME
     return version
 
 

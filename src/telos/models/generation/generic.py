@@ -54,8 +54,15 @@ class GenericDecoder:
             out = self._forward(encoder_outputs=self.encoded, attention_mask=mask, decoder_input_ids=begin)
             logits = out.logits[:, -1]
         else:
+            # Recurrent models take no mask with a single token, and only padding needs one.
+            self.padded = not bool(mask.all())
             ends, slot = torch.unique(length - 1, return_inverse=True)
-            out = self._forward(input_ids=ids, attention_mask=mask, position_ids=place.expand(len(prompts), -1), logits_to_keep=ends)
+            out = self._forward(
+                input_ids=ids,
+                attention_mask=mask if self.padded else None,
+                position_ids=place.expand(len(prompts), -1),
+                logits_to_keep=ends,
+            )
             logits = out.logits[rows, slot if "logits_to_keep" in self.accepts else length - 1]
             self.tokens = ids
             self.mask = torch.nn.functional.pad(mask, (0, steps), value=1)
@@ -81,9 +88,10 @@ class GenericDecoder:
             self.column += 1
             place = self.position[:, None]
             if self.cache is None:
-                place = torch.arange(self.column, device=self.device).expand(len(token), -1)
+                place = (self.mask[:, : self.column].cumsum(1) - 1).clamp(min=0)
+            mask = self.mask[:, : self.column] if self.padded else None
             memory = {} if self.cache_name is None else {self.cache_name: self.cache}
-            out = self._forward(input_ids=token, attention_mask=self.mask[:, : self.column], position_ids=place, logits_to_keep=1, **memory)
+            out = self._forward(input_ids=token, attention_mask=mask, position_ids=place, logits_to_keep=1, **memory)
             # Rows that wait to be dropped may stand at the model's last position already.
             self.position = (self.position + 1).clamp_(max=self.model.context - 1)
         return out.logits[:, -1].float()
