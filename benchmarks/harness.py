@@ -1,8 +1,8 @@
-"""Times a case side by side: ours, the peer and the physical limit in turn, on the same model, data, batches and threads, and writes the record.
+"""Times a case side by side: ours, the peer and the physical limit in turn, on the same model, data, batches and threads.
 
-Nothing is imported here but the standard library: each side runs in its own process and virtual environment (see `worker`). The ratio of a pair is the peer's
-time over ours for the same steps; the record holds its median, least and greatest over the pairs. The share of the limit is the time of the matrix products that the
-method cannot avoid, over ours.
+Nothing is imported here but the standard library: each side runs in its own process and virtual environment (see `worker`). The ratio of
+a pair is the peer's time over ours for the same steps; the record holds its median, least and greatest over the pairs. The share of the
+limit is the time of the matrix products that the method cannot avoid, over ours.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def sides(case: str, settings: dict[str, Any]) -> Iterator[dict[str, Side]]:
 def run(case: str, pairs: int, threads: int, steps: int | None = None, warmup: int | None = None) -> dict[str, Any]:
     """Times `pairs` pairs of `steps` steps (default: the case's own number) after `warmup` steps on each side, and returns the record."""
     module = importlib.import_module(f"cases.{case.replace('-', '_')}")
-    steps, warmup = steps or module.STEPS, warmup or module.WARMUP
+    steps, warmup = int(steps or module.STEPS), int(warmup or module.WARMUP)
     with tempfile.TemporaryDirectory(prefix="telos-bench-") as folder:
         settings = {**module.SETTINGS, "folder": folder, "threads": threads, "total_steps": warmup + pairs * steps}
         with sides(case, settings) as started:

@@ -28,7 +28,8 @@ def main() -> None:
     record = harness.run(options.case, options.pairs, options.threads, options.steps, options.warmup)
     ratio, peak = record["ratio"], record["peak_memory"]
     print(
-        f"{record['case']}: {ratio['median']:.2f}x the speed of {record['peer']['name']} {record['peer']['version']} ({ratio['min']:.2f} to {ratio['max']:.2f})"
+        f"{record['case']}: {ratio['median']:.2f}x the speed of {record['peer']['name']} {record['peer']['version']} "
+        f"({ratio['min']:.2f} to {ratio['max']:.2f})"
     )
     print(f"share of the limit: {record['limit_share']:.0%}; peak memory: ours {peak['ours']} MiB, peer {peak['peer']} MiB")
     for name in ("ours", "peer_absolute", "limit_absolute"):

@@ -2,9 +2,9 @@
 
     python worker.py CASE SIDE          (started by harness.py; talks JSON lines over stdin and stdout)
 
-The first line in is the settings. Then `{"steps": n}` lets the side run n more steps and is answered by their seconds; `{"stop": true}` ends it. Between two
-commands the side stands still inside its own training loop, in the gate that it passes at the end of each step; so what is timed is the real program, with
-everything it does between steps, and two sides can take turns on one machine.
+The first line in is the settings. Then `{"steps": n}` lets the side run n more steps and is answered by their seconds; `{"stop": true}`
+ends it. Between two commands the side stands still inside its own training loop, in the gate that it passes at the end of each step; so
+what is timed is the real program, with everything it does between steps, and two sides can take turns on one machine.
 """
 
 from __future__ import annotations

@@ -1,10 +1,13 @@
-"""Training on preference pairs, 16 a step: prompts of 16 to 48 tokens, answers of 8 to 64 with the end token. Both sides train from public entry points
-on the same rows in the same order, in float32, with fused AdamW at a constant rate and clipping at norm 1.
+"""Training on preference pairs, 16 a step: prompts of 16 to 48 tokens, answers of 8 to 64 with the end token.
+
+Both sides train from public entry points on the same rows in the same order, in float32, with fused AdamW at a constant rate and clipping
+at norm 1.
 """
 
 from __future__ import annotations
 
 import random
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,10 @@ SETTINGS: dict[str, Any] = {
 
 
 def prepare(settings: dict[str, Any], gate: Any) -> None:
-    """Two models (the reference is another than the policy, so that the first loss is not log 2 whatever is computed) and the rows of one epoch, as they come
-    for us and, for a peer that takes them in the file's order, in the order in which we shuffle them."""
+    """Two models and the rows of one epoch, for us as they come and for a peer that keeps the file's order as we shuffle them.
+
+    The reference is another model than the policy, so that the first loss is not log 2 whatever is computed.
+    """
     from telos.core.seeds import derive
     from telos.data.cursor import epoch_order
 
@@ -50,6 +55,8 @@ def prepare(settings: dict[str, Any], gate: Any) -> None:
 def ours(method: str, settings: dict[str, Any], gate: Any, options: dict[str, Any]) -> None:
     """`telos.train` (its door for callbacks), with a callback at the end of each step."""
     from telos.algorithms.run import train
+
+    import_module("telos.algorithms.language._loop_pairs")  # before memory is counted, as the peer's libraries are
 
     class Watch:
         def started(self, run: Any, program: Any, first: int, total: int) -> None: ...
@@ -81,9 +88,10 @@ def ours(method: str, settings: dict[str, Any], gate: Any, options: dict[str, An
 
 
 def training_arguments(settings: dict[str, Any]) -> dict[str, Any]:
-    """What is fastest on a CPU: nothing recomputed, no loader processes, no logging, no saving; scaled dot-product attention is set with the model.
+    """What is fastest on a CPU: float32, nothing recomputed, no loader processes, no logging, no saving; sdpa attention is set with the model.
 
-    TRL's padding-free batches and Liger's kernels need a GPU. Log-probabilities of the reference are computed within the step on both sides.
+    TRL 1.16 has switched its padding-free batches off, and Liger's kernels need a GPU. The reference's log-probabilities are computed within
+    the step on both sides. Batches grouped by length would be other batches than ours.
     """
     return {
         "per_device_train_batch_size": ROWS,
@@ -148,7 +156,7 @@ def peer_train(
 
 
 def limit(settings: dict[str, Any], gate: Any, with_reference: bool) -> None:
-    """The weights' products with the real tokens of the same batches, each prompt once: the policy's forward and backward pass and the reference's forward pass."""
+    """The weights' products with the real tokens of the same batches, each prompt once: policy forward and backward, reference forward."""
     import torch
     from transformers import AutoConfig
 

@@ -57,7 +57,7 @@ def our_facts(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 class Products:
-    """The matrix products of a Llama's weights with n tokens, into memory that is already there: no activation, no norm, no attention, no optimiser.
+    """The matrix products of a Llama's weights with n tokens, into memory that is there: no activation, norm, attention or optimiser.
 
     Leaving out the attention's own products (about 2 % here) makes the limit harder to reach, not easier.
     """

@@ -1,7 +1,8 @@
-"""Sampling 48 new tokens at temperature 1 for 32 prompts of 16 to 48 tokens, against transformers' `generate`. A step is one call; nothing ends early.
+"""Sampling 48 new tokens at temperature 1 for 32 prompts of 16 to 48 tokens, against transformers' `generate`.
 
-Our engine also records each token's log-probability, which `generate` is not asked for. The peer runs with the faster of its dynamic and static caches, chosen before
-the first step, under inference mode, and without an end token, so that it checks for none.
+A step is one call; nothing ends early. Our engine also records each token's log-probability, which `generate` is not asked for. The peer
+runs with the faster of its dynamic and static caches, chosen before the first step, in inference mode, and without an end token, so that it
+checks for none.
 """
 
 from __future__ import annotations
@@ -97,9 +98,10 @@ def peer(settings: dict[str, Any], gate: Any) -> None:
 
 
 def limit(settings: dict[str, Any], gate: Any) -> None:
-    """The weights' products: the prompts' real tokens once, the output layer for each row's last token, then 47 tokens a row, in the fastest form we know.
+    """The weights' products: the prompts' real tokens, the output layer for each row's last one, then 47 tokens a row.
 
-    Query, key and value are one product, gate and up another; a product by a matrix that was packed before the first step is taken where it is faster than the plain one.
+    They run in the fastest form we know: query, key and value are one product, gate and up another, and a matrix packed before the first
+    step is taken where that is faster.
     """
     import torch
     from transformers import AutoConfig
@@ -138,5 +140,5 @@ def product(weight: Any, rows: int) -> Any:
 
 
 def compare(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, Any]:
-    """Samples differ by design, so there is nothing to compare value by value; the tests of the engine hold that its distribution is the model's."""
+    """Nothing: samples differ by design. The engine's tests hold that its distribution is the model's."""
     return {}

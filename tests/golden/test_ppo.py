@@ -104,7 +104,7 @@ def test_the_kl_penalty_stands_on_every_token_and_the_score_on_the_last_alone() 
 def test_an_answer_without_a_valid_reward_takes_no_part_in_anything() -> None:
     mask = MASK.copy()
     mask[2] = False
-    given_, raw = scored(mask=mask)
+    given_, _ = scored(mask=mask)
     given_.scores[2] = 1e6
     config = ppo_max.Config()
     found = ppo_max.estimate(config, given_, {})

@@ -45,7 +45,7 @@ def test_gae_is_the_papers_sum(gamma: float, lam: float, bootstrap: float) -> No
         torch.ones(1, 9, dtype=torch.bool),
         gamma=gamma,
         gae_lambda=lam,
-        bootstrap=torch.tensor([bootstrap]).double(),
+        bootstrap=torch.tensor([bootstrap], dtype=torch.float64),
     )
     wanted = gae_by_definition(rewards, values, gamma, lam, bootstrap)
     np.testing.assert_allclose(found[0], wanted, rtol=1e-12, atol=1e-12)
@@ -97,7 +97,9 @@ def test_foreign_tokens_change_nothing(mask: list[bool], gamma: float, lam: floa
     rewards, values = draw(seed, len(mask))
     rewards = np.where(own, rewards, 0.0)
     m = torch.tensor(mask)[None]
-    found, returns = gae(row(rewards), row(values), m, gamma=gamma, gae_lambda=lam, bootstrap=torch.tensor([bootstrap]).double())
+    found, returns = gae(
+        row(rewards), row(values), m, gamma=gamma, gae_lambda=lam, bootstrap=torch.tensor([bootstrap], dtype=torch.float64)
+    )
     wanted = gae_by_definition(rewards[own], values[own], gamma, lam, bootstrap)
     np.testing.assert_allclose(found[0].numpy()[own], wanted, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(returns[0].numpy()[own], wanted + values[own], rtol=1e-9, atol=1e-9)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import create_autospec
 
 import pytest
 import yaml
@@ -791,3 +792,83 @@ def test_made_pairs_are_read_as_preferences_and_repeat_exactly(world, telos, tmp
     assert re.search(r"format +preference, text\n", looked)
     assert re.search(r"rows +3 read, 3 usable\n", looked)
     assert "score" not in looked
+
+
+# Doors to the catalogue's programs -------------------------------------------------------------------------------------------------------
+
+
+def test_run_hands_recipe_budget_seed_and_folder_on_and_prints_the_figures(telos, monkeypatch, tmp_path):
+    from telos.catalogue import recipes
+
+    program = create_autospec(recipes.run, return_value=(tmp_path, {"gold win rate": 0.625, "KL": 3.0}))
+    monkeypatch.setattr(recipes, "run", program)
+    said = telos("run", "S136", "--budget", "smoke", "--seed", 4, "--out", tmp_path, "--quiet")
+    assert said.code == 0
+    assert program.call_args.args == ("dpo", "smoke")
+    assert {"seed": 4, "out": str(tmp_path)}.items() <= program.call_args.kwargs.items()
+    assert re.search(r"gold win rate +0.625\nKL +3\n", said.out)
+
+
+def test_claims_run_prints_facts_verdict_and_record_and_writes_beside_the_others(telos, monkeypatch, tmp_path):
+    from telos.catalogue import claims
+
+    facts = [
+        {"statement": "better", "interval": {"estimate": 0.75, "low": 0.5, "high": 1.0}, "verdict": "inconclusive"},
+        {"statement": "exact", "interval": {"estimate": 0.01, "low": None, "high": None}, "verdict": "inconclusive"},
+    ]
+    record = {"facts": facts, "verdict": "inconclusive", "budget": "full", "seeds": [{}, {}, {}], "path": str(tmp_path / "dpo.json")}
+    program = create_autospec(claims.run_claim, return_value=record)
+    monkeypatch.setattr(claims, "run_claim", program)
+    said = telos("claims", "run", "dpo", "--quiet")
+    assert said.code == 0
+    assert program.call_args.args == ("dpo", "full")
+    assert program.call_args.kwargs["records"] == status.records_folder()
+    assert re.search(r"better +0.75 +\[0.5, 1\] +inconclusive\n", said.out)
+    assert re.search(r"exact +0.01 +– +inconclusive\n", said.out)
+    assert "DPO: inconclusive (budget full, 3 seeds)" in said.out
+    assert str(tmp_path / "dpo.json") in said.out
+
+
+def test_claims_table_shows_verdicts_and_recipes_that_wait(telos, claims_folder):
+    (claims_folder / "dpo.json").write_text(
+        json.dumps({"budget": "full", "verdict": "supported", "date": "2026-01-02", "statement": "It works"})
+    )
+    said = telos("claims", "table").out
+    assert re.search(r"dpo +S136 +supported +2026-01-02 +– +It works\n", said)
+    assert re.search(r"simpo +S191 +not run yet ", said)
+
+
+def test_quickstart_and_its_resumption_say_what_was_found_and_where(telos, monkeypatch, tmp_path):
+    from telos.catalogue import quickstart
+
+    outcome = quickstart.Outcome(tmp_path / "report.html", tmp_path / "report.md", ("DPO: better.",))
+    start, again = (create_autospec(function, return_value=outcome) for function in (quickstart.run, quickstart.resume))
+    monkeypatch.setattr(quickstart, "run", start)
+    monkeypatch.setattr(quickstart, "resume", again)
+    (tmp_path / "quickstart.json").write_text("{}")
+    for words in (("quickstart", "--out", tmp_path, "--seed", 3, "--fresh"), ("resume", tmp_path)):
+        said = telos(*words, "--quiet")
+        assert said.code == 0
+        assert said.out.startswith("DPO: better.\n")
+        assert f" {tmp_path / 'report.html'}\n" in said.out
+    assert start.call_args.args == again.call_args.args == (tmp_path,)
+    assert {"seed": 3, "fresh": True}.items() <= start.call_args.kwargs.items()
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_docs_end_with_the_code_of_the_check(telos, monkeypatch, code):
+    from telos.catalogue import docs
+
+    check = create_autospec(docs.main, return_value=code)
+    monkeypatch.setattr(docs, "main", check)
+    assert telos("docs", "--check").code == code
+    assert check.call_args.args == (True,)
+
+
+def test_a_watch_gives_bars_and_progress_with_the_stages_name(capsys):
+    watch = progress.Watch()
+    bar = watch.bar("held-out prompts", 2)
+    bar.update(2)
+    bar.close()
+    assert capsys.readouterr().err.startswith("held-out prompts  2/2 (100 %)")
+    assert [callback.title for callback in watch.callbacks("sft")] == ["sft"]

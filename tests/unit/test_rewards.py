@@ -174,6 +174,18 @@ def test_conversations_reach_verl_functions_as_text():
     assert score(source, [[{"role": "assistant", "content": "four"}]], ground_truth=["four"]).values.tolist() == [1.0]
 
 
+def test_errors_written_for_the_user_pass_through():
+    def refuses(completions):
+        raise UsageError("the column 'facts' is missing")
+
+    async def refuses_rows(solution_str, ground_truth):
+        raise UsageError("the column 'facts' is missing")
+
+    for function in (refuses, refuses_rows):
+        with pytest.raises(UsageError, match=r"^the column 'facts' is missing$"):
+            score(load_reward(function, on_error="invalid"), ["a"], ground_truth=["b"])
+
+
 # What a reward may be ---------------------------------------------------------------------------------------------------------------------
 
 

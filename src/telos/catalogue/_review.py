@@ -1,6 +1,7 @@
 """What recipes on `review` share: the starting policy, its preferences, a learned reward, and held-out prompts.
 
-The starting policy is `tinylm` fine-tuned on the testbed's own mixed texts: as people write, not as the judge would like. Preferences compare two of its answers.
+The starting policy is `tinylm` fine-tuned on the testbed's own mixed texts: as people write, not as the judge would like. Preferences
+compare two of its answers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Claims: what a system's run must show, decided by figures over seeds, and written down as it fell.
 
-A claim is a list of facts. A fact names a figure that the experiment measures once per reporting seed, and a bound; its interval (bootstrap of the interquartile
+A claim is a list of facts. A fact names a figure that the experiment measures once per reporting seed, and a bound; its interval
+(bootstrap of the interquartile
 mean over seeds, 95 %) decides: *supported* when the whole interval satisfies the bound, *not supported* when the whole interval violates it, *inconclusive*
 otherwise. The claim is supported when all its facts are, not supported when one is not, and inconclusive otherwise.
 
@@ -95,7 +96,9 @@ def budget_of(claim: Claim, name: str) -> Budget:
     return claim.budgets[name]
 
 
-def run_claim(key: str, budget: str = "full", *, root: Path | None = None, records: Path | None = None, watch: Any = None) -> dict[str, Any]:
+def run_claim(
+    key: str, budget: str = "full", *, root: Path | None = None, records: Path | None = None, watch: Any = None
+) -> dict[str, Any]:
     """Runs a claim on its reporting seeds and writes the record: `claims/<key>.json` for the full budget, in the run's folder for others.
 
     A run that was interrupted is continued; seeds that are done are not run again.

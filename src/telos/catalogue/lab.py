@@ -1,6 +1,7 @@
 """A laboratory for language recipes: stages that are done once, survive a kill, and are measured on held-out prompts.
 
-Recipes and the quickstart are ordinary programs over these few verbs: fine-tune, make preferences, learn a reward, align, assess. Each stage writes into its own
+Recipes and the quickstart are ordinary programs over these few verbs: fine-tune, make preferences, learn a reward, align, assess.
+Each stage writes into its own
 folder below the lab's; a stage that is finished is read, one that was interrupted is resumed bit for bit, so that running the same program
 again continues it.
 """
@@ -149,11 +150,15 @@ class Lab:
             policy = LanguageModel.load(model)
         proxy = ModelReward(RewardModel.load(reward), policy_tokenizer=policy.tokenizer) if reward else None
         base = LanguageModel.load(reference) if reference else None
-        found = assess(policy, self.testbed, items, seed=derive(self.seed, "assessment"), reference=base, reward=proxy, temperature=temperature)
+        found = assess(
+            policy, self.testbed, items, seed=derive(self.seed, "assessment"), reference=base, reward=proxy, temperature=temperature
+        )
         found.save(path)
         return found
 
-    def trajectory(self, run: Run, items: Sequence[Item], *, reference: str, reward: str | None, start: Assessment) -> list[tuple[int, Assessment]]:
+    def trajectory(
+        self, run: Run, items: Sequence[Item], *, reference: str, reward: str | None, start: Assessment
+    ) -> list[tuple[int, Assessment]]:
         """Assessments of a run's checkpoints in order; step 0 is `start`, the reference itself."""
         steps = checkpoint_steps(run)
         if not steps:

@@ -26,7 +26,14 @@ from telos.evaluation.over_optimisation import Checkpoint, OverOptimisation, jud
 from telos.evaluation.report import Completion, Report, Sample
 from telos.evaluation.statistics import Interval, bootstrap_interval, win_rate
 
-SFT: dict[str, Any] = {"steps": 160, "batch_size": 16, "learning_rate": 5e-4, "warmup_steps": 10, "max_completion_length": 44, "max_prompt_length": 160}
+SFT: dict[str, Any] = {
+    "steps": 160,
+    "batch_size": 16,
+    "learning_rate": 5e-4,
+    "warmup_steps": 10,
+    "max_completion_length": 44,
+    "max_prompt_length": 160,
+}
 PAIRS = Labelling(pairs=900, label_temperature=0.05, noise=0.1)
 REWARD: dict[str, Any] = {"steps": 90, "batch_size": 16, "learning_rate": 2e-4}
 DPO: dict[str, Any] = {"steps": 90, "batch_size": 16, "learning_rate": 1e-4, "beta": 0.1, "checkpoint_every": 30, "keep_checkpoints": 4}
@@ -116,7 +123,9 @@ def _mean(values: Sequence[float]) -> Interval:
     return bootstrap_interval(np.asarray(values, dtype=float), statistic=np.mean)
 
 
-def _report(lab: Lab, items: Sequence[Item], base: Assessment, paths: Mapping[str, list[tuple[int, Assessment]]], accuracy: float) -> Outcome:
+def _report(
+    lab: Lab, items: Sequence[Item], base: Assessment, paths: Mapping[str, list[tuple[int, Assessment]]], accuracy: float
+) -> Outcome:
     start = paths["DPO"][0][1]
     last = {name: path[-1][1] for name, path in paths.items()}
     verdicts = {name: _verdict(path) for name, path in paths.items()}
@@ -125,8 +134,10 @@ def _report(lab: Lab, items: Sequence[Item], base: Assessment, paths: Mapping[st
     sentences = [f"{name}: gold win rate over SFT {rates[name].short()}; learned reward {verdicts[name].verdict}." for name in last]
     report = Report("Telos quickstart: docstrings")
     report.summary(
-        "A 4.2 M-parameter language model was fine-tuned on human docstrings, a reward model learned from noisy preferences, and DPO and PPO aligned the model.",
-        f"All figures are on {len(items)} functions of modules that no stage has seen; the gold judge knows the human's own docstring and was hidden from training.",
+        "A 4.2 M-parameter language model was fine-tuned on human docstrings, a reward model learned from noisy preferences, and DPO and PPO "
+        "aligned the model.",
+        f"All figures are on {len(items)} functions of modules that no stage has seen; the gold judge knows the human's own docstring and was "
+        "hidden from training.",
         *sentences,
     )
     for name, verdict in verdicts.items():
@@ -156,7 +167,8 @@ def _report(lab: Lab, items: Sequence[Item], base: Assessment, paths: Mapping[st
         [[name, *_attributes(lab, items, found)] for name, found in everyone.items()],
     )
     curves = [
-        plots.RewardCurves(name, [p.kl for p in v.points], [p.proxy for p in v.points], [p.gold for p in v.points]) for name, v in verdicts.items()
+        plots.RewardCurves(name, [p.kl for p in v.points], [p.proxy for p in v.points], [p.gold for p in v.points])
+        for name, v in verdicts.items()
     ]
     report.picture(
         "reward-against-kl",
@@ -164,7 +176,12 @@ def _report(lab: Lab, items: Sequence[Item], base: Assessment, paths: Mapping[st
         "What was optimised (left) and what was wanted (right) against the distance from the fine-tuned model.",
         "Learned reward and gold score against KL divergence for DPO and PPO",
     )
-    report.picture("win-rates", plots.win_rates(rates, "SFT"), "Share of held-out prompts on which the gold score beats SFT's.", "Win rates against SFT")
+    report.picture(
+        "win-rates",
+        plots.win_rates(rates, "SFT"),
+        "Share of held-out prompts on which the gold score beats SFT's.",
+        "Win rates against SFT",
+    )
     report.picture(
         "lengths",
         plots.length_histogram({name: np.asarray(found.length) for name, found in everyone.items()}),

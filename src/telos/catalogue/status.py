@@ -71,8 +71,13 @@ class Entry:
 
 def records_folder() -> Path:
     """Where claim records lie: `claims/` of the repository, or the copies in the package where there is no repository."""
+    return repository_records() or _PACKAGE / "assets" / "claims"
+
+
+def repository_records() -> Path | None:
+    """`claims/` of the repository that this code runs from; None for an installed package."""
     root = _PACKAGE.parent.parent
-    return root / "claims" if (root / "pyproject.toml").is_file() else _PACKAGE / "assets" / "claims"
+    return root / "claims" if (root / "pyproject.toml").is_file() else None
 
 
 def recipe_file(family: str, key: str) -> Path:

@@ -163,11 +163,13 @@ def claims_run(arguments: Namespace) -> int:
     from telos.cli.progress import Watch
 
     entry = _with_recipe(arguments.key)
-    record = claims.run_claim(entry.key, arguments.budget, watch=Watch(quiet=arguments.quiet))
+    # From the repository's code, records go where the list and the documentation look for them, whatever the working directory.
+    record = claims.run_claim(entry.key, arguments.budget, records=status.repository_records(), watch=Watch(quiet=arguments.quiet))
     rows = [["FACT", "ESTIMATE", "95 % INTERVAL", "VERDICT"]]
     for fact in record["facts"]:
-        low, high = (text.number_text(fact["interval"][name]) for name in ("low", "high"))
-        rows.append([fact["statement"], text.number_text(fact["interval"]["estimate"]), f"[{low}, {high}]", fact["verdict"]])
+        estimate, low, high = (fact["interval"][name] for name in ("estimate", "low", "high"))
+        known = "–" if low is None or high is None else f"[{text.number_text(low)}, {text.number_text(high)}]"
+        rows.append([fact["statement"], "–" if estimate is None else text.number_text(estimate), known, fact["verdict"]])
     print(text.columns(rows))
     print(f"\n{entry.title}: {record['verdict']} (budget {record['budget']}, {len(record['seeds'])} seeds)")
     print(f"record: {text.shown_path(record['path'])}")

@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
         commands, "quickstart", "catalogue_commands:quickstart", "align the bundled model on real text, with a report at the end"
     )
     add.add_argument("--out", default="runs/quickstart", help="folder (default: %(default)s)")
-    add.add_argument("--fresh", action="store_true", help="start anew where the folder holds an earlier quickstart")
+    add.add_argument("--fresh", action="store_true", help="start a new one beside the one that the folder holds")
     _watched(add, seed=True)
 
     add = _command(commands, "list", "catalogue_commands:list_systems", "list the systems with their status")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -33,7 +34,7 @@ def split_rows(values: Sequence[Any], parts: int) -> list[list[Any]]:
     rows = counts.pop()
     parts = max(1, min(parts, rows))  # a worker without rows is not called
     edges = [round(i * rows / parts) for i in range(parts + 1)]
-    return [[value if row_count(value) is None else value[a:b] for value in values] for a, b in zip(edges, edges[1:])]
+    return [[value if row_count(value) is None else value[a:b] for value in values] for a, b in itertools.pairwise(edges)]
 
 
 def join_rows(results: Sequence[Any]) -> Any:

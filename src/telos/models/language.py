@@ -308,7 +308,7 @@ class LanguageModel(nn.Module):
 
     def decoder(self) -> Any:
         """The stack below the output layer."""
-        return self.base.get_decoder() if not self.is_encoder_decoder else self.base.get_decoder()
+        return self.base.get_decoder()
 
     def _packed_states(self, answers: Answers) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
         tree = packing.pack(answers)

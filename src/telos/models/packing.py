@@ -5,7 +5,8 @@ projections, MLP) runs once per token of the tree, so a prompt shared by both an
 is never computed at all. Only attention needs rows: there each branch is gathered as prompt + answer, right-padded, and plain causal
 attention is exact because padding stands behind every real query.
 
-The layout works for every Hugging Face decoder that goes through the attention interface with full causal attention; `LanguageModel` falls back to padded rows for
+The layout works for every Hugging Face decoder that goes through the attention interface with full causal attention; `LanguageModel`
+falls back to padded rows for
 the others. Property tests hold that both give the same numbers and gradients.
 """
 

@@ -159,13 +159,16 @@ def call(
     completions: list[Any],
     completion_ids: list[list[int]],
     columns: dict[str, list[Any]],
+    passing: type[Exception] | tuple[()] = (),
 ) -> list[Outcome] | Problem:
-    """One outcome a row, or the problem of the whole batch. Whatever user code raises becomes a `Problem`."""
+    """One outcome a row, or the problem of the whole batch. What user code raises becomes a `Problem`, unless it is a `passing`."""
     if signature.style == "verl":
-        return _call_verl(function, signature, completions, columns)
+        return _call_verl(function, signature, completions, columns, passing)
     offered = {**columns, "prompts": prompts, "completions": completions, "completion_ids": completion_ids}
     try:
         values = _finished(function(**{name: value for name, value in offered.items() if signature.takes(name)}))
+    except passing:
+        raise
     except (Exception, SystemExit) as error:
         return _raised(function, error)
     if hasattr(values, "tolist"):  # a tensor or an array
@@ -178,19 +181,29 @@ def call(
     return [number(value) for value in values]
 
 
-def _call_verl(function: Callable[..., Any], signature: Signature, completions: list[Any], columns: dict[str, list[Any]]) -> list[Outcome]:
+def _call_verl(
+    function: Callable[..., Any],
+    signature: Signature,
+    completions: list[Any],
+    columns: dict[str, list[Any]],
+    passing: type[Exception] | tuple[()],
+) -> list[Outcome]:
     offered = [_verl_row(completions, columns, i) for i in range(len(completions))]
     rows = [{name: value for name, value in row.items() if signature.takes(name)} for row in offered]
 
     def one(row: dict[str, Any]) -> Any:
         try:
             return function(**row)
+        except passing:
+            raise
         except (Exception, SystemExit) as error:
             return _raised(function, error)
 
     async def wait(value: Awaitable[Any]) -> Any:
         try:
             return await value
+        except passing:
+            raise
         except (Exception, SystemExit) as error:
             return _raised(function, error)
 

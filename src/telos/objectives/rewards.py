@@ -28,7 +28,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from telos.core.errors import Failure, UsageError, did_you_mean
+from telos.core.errors import Failure, TelosError, UsageError, did_you_mean
 from telos.data.batches import REWARD_ERROR, REWARD_NOT_APPLICABLE, REWARD_VALID
 from telos.objectives import reward_worker
 from telos.objectives.reward_worker import OURS, VERL_COLUMNS, LoadError, Outcome, Problem, Signature
@@ -114,7 +114,7 @@ def settle(name: str, outcomes: Sequence[Outcome] | Problem, completions: Sequen
             elif outcome is not None:
                 values[i], status[i] = outcome, REWARD_VALID
     if first and on_error == "stop":
-        raise Failure(f"{first}. Mend the reward, or choose 'invalid' for its errors: such rows are then counted and not learned from")
+        raise Failure(f"{first}. Mend the reward, or choose --reward_on_error invalid: such rows are then counted and not learned from")
     return Scores(values, status, first)
 
 
@@ -169,7 +169,7 @@ def _alarm(seconds: float) -> Iterator[None]:
 
 
 class FunctionReward:
-    """A Python callable, called in this process.
+    """A Python callable, called in this process. A `TelosError` that it raises is passed on, whatever `on_error` says.
 
     `timeout` (seconds a batch) works by an alarm signal in the main thread. In other threads, and in compiled code that never returns to
     the interpreter, a hanging callable cannot be stopped: name it by a string to run it in a process that can be killed.
@@ -191,7 +191,7 @@ class FunctionReward:
         given = _columns_for(self.name, self._signature, columns)
         try:
             with _alarm(self.timeout):
-                found = reward_worker.call(self._function, self._signature, prompts, completions, completion_ids, given)
+                found = reward_worker.call(self._function, self._signature, prompts, completions, completion_ids, given, passing=TelosError)
         except _TimedOut:
             found = Problem(f"took longer than its timeout of {self.timeout:g} s")
         return settle(self.name, found, completions, self.on_error)

@@ -1,7 +1,8 @@
 """On-policy reinforcement learning of language models: sample, score, estimate, learn.
 
 One iteration draws `batch_size` prompts, samples answers with the current weights, scores them, and hands a `functional.policy.Scored` to the method's
-`estimate(config, scored, state)`; its advantages then train the policy over `epochs` passes of minibatches with the method's `loss(config, view)`, and the critic,
+`estimate(config, scored, state)`; its advantages then train the policy over `epochs` passes of minibatches with the method's
+`loss(config, view)`, and the critic,
 where the method `needs` one, with `critic_loss(config, view)`.
 
 The log-probability contract: the answers' token ids are never encoded again, and the first ratio of new to sampled probabilities must be 1 within tolerance,
@@ -178,7 +179,7 @@ class Program:
 
     def step(self, index: int) -> dict[str, float]:
         c = self.config
-        rollouts, texts, metrics = self._sample(index)
+        rollouts, metrics = self._sample(index)
         self.last_batch = {name: value for name, value in rollouts.to_dict().items() if isinstance(value, Tensor)}
         if not bool(torch.isfinite(rollouts.reward).all()):
             raise NotFinite(f"iteration {index + 1}: a reward is not finite", self.last_batch)
@@ -199,7 +200,7 @@ class Program:
         self._unchecked = True
         return metrics | self._learn(index, rollouts, scored, estimates)
 
-    def _sample(self, index: int) -> tuple[Rollouts, list[str], dict[str, float]]:
+    def _sample(self, index: int) -> tuple[Rollouts, dict[str, float]]:
         c = self.config
         rows = self.cursor.next()
         prompts: Prompts = self.table.batch(rows).to(self.model.device)  # type: ignore[assignment]
@@ -213,7 +214,7 @@ class Program:
         rollouts.reward = value - c.missing_end_penalty * (~rollouts.ended).to(value)
         rollouts.reward_status = scores.status.to(rollouts.reward_status)
         counts = scores.counts()
-        return rollouts, texts, {f"rewards/{name}": float(n) for name, n in counts.items() if name != "valid"}
+        return rollouts, {f"rewards/{name}": float(n) for name, n in counts.items() if name != "valid"}
 
     def _learn(self, index: int, rollouts: Rollouts, scored: Scored, estimates: Estimates) -> dict[str, float]:
         c = self.config
@@ -273,7 +274,8 @@ class Program:
         scores = model.logprobs(layout(part), temperature=c.temperature, support=part.support, want_entropy=True)
         if self._unchecked:
             self._check_first_ratio(scores.logprobs, old, part.action_mask)
-        assert scores.entropy is not None and self.method.loss is not None
+        assert scores.entropy is not None
+        assert self.method.loss is not None
         view = PolicyView(scores.logprobs, scores.entropy, old, reference[0] if reference else None, advantages, mask)
         return self.method.loss(c, view)
 

@@ -33,7 +33,8 @@ class Config(PairsConfig):
 
 def implicit_rewards(config: Config, pair: PairLogps) -> tuple[Tensor, Tensor]:
     """β log π/π_ref of the chosen and the rejected answers, both [B]."""
-    assert pair.reference_chosen is not None and pair.reference_rejected is not None
+    assert pair.reference_chosen is not None
+    assert pair.reference_rejected is not None
     return config.beta * (pair.chosen.sum - pair.reference_chosen.sum), config.beta * (pair.rejected.sum - pair.reference_rejected.sum)
 
 

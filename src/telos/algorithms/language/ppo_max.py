@@ -107,7 +107,7 @@ def estimate(config: Config, scored: Scored, state: Mapping[str, float]) -> Esti
             state["kl_coef"] = coefficient * (1 + 0.1 * error)
     advantages, returns = gae(rewards, scored.values, scored.mask, gamma=c.gamma, gae_lambda=c.gae_lambda)
     metrics["critic/explained_variance"] = explained_variance(scored.values, returns, scored.mask)
-    metrics["advantages/std"] = float(advantages[scored.mask].std()) if scored.mask.any() else 0.0
+    metrics["advantages/std"] = float(advantages[scored.mask].std(unbiased=False)) if scored.mask.any() else 0.0
     if c.normalize_advantage:
         advantages = whiten(advantages, scored.mask)
     if c.clip_advantage:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import itertools
 import random
 import re
 import sysconfig
@@ -264,7 +265,7 @@ def _stems(text: str) -> set[str]:
 
 def _longest_repetition(words: list[str]) -> int:
     """How often the most frequent word pair occurs; 1 in text without repetition."""
-    return max(Counter(zip(words, words[1:])).values(), default=1)
+    return max(Counter(itertools.pairwise(words)).values(), default=1)
 
 
 class Docstrings:

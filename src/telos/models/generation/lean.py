@@ -26,6 +26,7 @@ from telos.models.language import LanguageModel
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _FIXED_ROPE = ("default", "linear", "llama3", "yarn")  # angles that depend on the position alone, not on the batch's longest sequence
 _PREFILL_TOKENS = 4096  # prompt tokens computed at once
+_SHARE_FROM = 64  # tokens of the longest prompt from which its keys and values are kept once for all its rows
 
 
 @functools.cache
@@ -185,11 +186,18 @@ class LeanDecoder:
     def start(self, prompts: list[list[int]], n: int, steps: int) -> Tensor:
         """Computes every prompt once, gives its keys and values to n rows, and returns the first logits [P n, V] float32."""
         device = self.device
-        longest, count = max(map(len, prompts)), len(prompts)
-        self.column, self.rows = longest, count * n
-        self.cache = [
-            torch.empty(2, self.rows, self.kv_heads, longest + steps, self.head_dim, dtype=self.dtype, device=device) for _ in self.layers
-        ]
+        self.longest = longest = max(map(len, prompts))
+        count = len(prompts)
+        self.rows, self.groups = count * n, (count, n)
+        self.shared = self.direct and n > 1 and longest >= _SHARE_FROM
+
+        def empty(rows: int, columns: int) -> list[Tensor]:
+            return [torch.empty(2, rows, self.kv_heads, columns, self.head_dim, dtype=self.dtype, device=device) for _ in self.layers]
+
+        self.column = 0 if self.shared else longest
+        self.cache = empty(self.rows, self.column + steps)
+        self.prompt = empty(count, longest) if self.shared else self.cache
+        self.slot: Tensor | None = None  # the row that each row was at first; None while all are there
         places = torch.arange(longest + steps, device=device)
         cos, sin = self.rotary(self.embedding, places[None])
         half = self.head_dim // 2
@@ -203,14 +211,9 @@ class LeanDecoder:
                 last += 1
             logits.append(self._prefill(prompts[first:last], length[first:last], n, first))
             first = last
-        padding = places[:longest] >= length[:, None]
-        self.mask = None  # [N, 1, 1, longest], −inf at padding
-        if bool(padding.any()):
-            self.mask = (
-                torch.zeros(padding.shape, dtype=self.dtype, device=device)
-                .masked_fill(padding, -torch.inf)
-                .repeat_interleave(n, 0)[:, None, None]
-            )
+        self.mask = self._hide(places[:longest] >= length[:, None])
+        if self.mask is not None and not self.shared:
+            self.mask = self.mask.repeat_interleave(n, 0)
         self.position = length.repeat_interleave(n)
         joined = torch.cat(logits)
         return joined if n == 1 else joined.repeat_interleave(n, 0)
@@ -219,26 +222,23 @@ class LeanDecoder:
         count, longest = len(prompts), max(map(len, prompts))
         ids = torch.tensor([token for prompt in prompts for token in prompt], device=self.device)
         inside = torch.arange(longest, device=self.device) < length[:, None]
-        place = (inside.flatten().cumsum(0) - 1).clamp_(
-            min=0
-        )  # flat token of every place of the padded rows; some other token where padded
+        # The flat token of every place of the padded rows; where they are padded, some other token.
+        place = (inside.flatten().cumsum(0) - 1).clamp_(min=0)
         row, column = inside.nonzero(as_tuple=True)
         home = row * longest + column
         final = length.cumsum(0) - 1
         turns = self.turns.index_select(0, column)
         x = self.embedding.index_select(0, ids)
-        padding = None
-        if count > 1 and not bool(inside.all()):
-            padding = torch.zeros(count, 1, 1, longest, dtype=self.dtype, device=self.device).masked_fill(
-                ~inside[:, None, None], -torch.inf
-            )
-        for index, (layer, cache) in enumerate(zip(self.layers, self.cache, strict=True)):
+        padding = self._hide(~inside)
+        copies = 1 if self.shared else n
+        for index, (layer, cache) in enumerate(zip(self.layers, self.prompt, strict=True)):
             y = F.rms_norm(x, layer.norm_1.shape, layer.norm_1, layer.eps)
             q, kv = self._heads(layer, y, turns)
             # Keys and values by row: [P, longest, 2, H_kv, D] -> [2, P, H_kv, longest, D].
             kv = kv.index_select(0, place).view(count, longest, 2, self.kv_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-            rows = cache[:, first * n : (first + count) * n, :, :longest]
-            rows.unflatten(1, (count, n)).copy_(kv[:, :, None])
+            rows = cache[:, first * copies : (first + count) * copies]
+            rows[:, :, :, :longest].unflatten(1, (count, copies)).copy_(kv[:, :, None])
+            rows[:, :, :, longest : self.longest].zero_()  # hidden later, but what is not a number cannot be hidden
             if index + 1 < len(self.layers):
                 by_row = q.index_select(0, place).view(count, longest, self.heads, self.head_dim).transpose(1, 2)
                 mixed = F.scaled_dot_product_attention(
@@ -247,7 +247,7 @@ class LeanDecoder:
                 mixed = mixed.transpose(1, 2).reshape(count * longest, -1).index_select(0, home)
             else:  # only each prompt's last token goes on
                 x, q = x.index_select(0, final), q.index_select(0, final)
-                mixed = self._attend(q, kv[0], kv[1], padding, longest)
+                mixed = self._attend(q, kv, padding)
             x = layer.mlp(layer.out.plus(mixed, x))
         return self._logits(x)
 
@@ -260,13 +260,13 @@ class LeanDecoder:
         self.position.add_(1)
         self.column += 1
         x = self.embedding.index_select(0, token)
-        for layer, cache in zip(self.layers, self.cache, strict=True):
+        for layer, cache, prompt in zip(self.layers, self.cache, self.prompt, strict=True):
             y = F.rms_norm(x, layer.norm_1.shape, layer.norm_1, layer.eps)
             q, kv = self._heads(layer, y, turns)
             cache[:, :m, :, column] = kv.transpose(0, 1)
             used = cache[:, :m, :, : column + 1]
-            x = layer.out.plus(self._attend(q, used[0], used[1], self.mask, column + 1), x)
-            x = layer.mlp(x)
+            mixed = self._attend_shared(q, prompt, used) if self.shared else self._attend(q, used, self.mask)
+            x = layer.mlp(layer.out.plus(mixed, x))
         return self._logits(x)
 
     def compact(self, holes: Tensor, movers: Tensor, order: Tensor) -> None:
@@ -277,7 +277,10 @@ class LeanDecoder:
                 used = cache[:, :, :, : self.column]
                 used[:, holes] = used[:, movers]
         self.position = self.position.index_select(0, order)
-        self.mask = None if self.mask is None else self.mask.index_select(0, order)
+        if self.shared:
+            self.slot = order if self.slot is None else self.slot.index_select(0, order)
+        elif self.mask is not None:
+            self.mask = self.mask.index_select(0, order)
 
     # -- parts ------------------------------------------------------------------------------------------------------------------------------------
 
@@ -296,19 +299,45 @@ class LeanDecoder:
             both.copy_(turned)
         return qkv[:, :heads], qkv[:, heads:].unflatten(1, (2, kv_heads))
 
-    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, width: int) -> Tensor:
-        """[m, H D]: attention of one query per row, q [m, H, D], over keys and values [m, H_kv, width, D]; the mask covers the first columns."""
-        m, heads, size = q.shape
+    def _attend(self, q: Tensor, cache: Tensor, mask: Tensor | None) -> Tensor:
+        """[m, H D]: attention of one query per row, q [m, H, D], over a cache [2, m, H_kv, L, D]; the mask covers its first columns."""
+        keys, values = cache.unbind(0)
         if self.direct:
             scores = torch.matmul(q.unflatten(1, (self.kv_heads, -1)), keys.transpose(2, 3))
             if mask is not None:
                 scores[..., : mask.shape[-1]] += mask
-            return torch.matmul(torch.softmax(scores, -1), values).reshape(m, heads * size)
-        full = None if mask is None else F.pad(mask, (0, width - mask.shape[-1]))
-        out = F.scaled_dot_product_attention(
-            q[:, :, None], keys, values, attn_mask=full, scale=self.scale, enable_gqa=heads != self.kv_heads
-        )
-        return out.reshape(m, heads * size)
+            return torch.matmul(torch.softmax(scores, -1), values).view(len(q), -1)
+        full = None if mask is None else F.pad(mask, (0, keys.shape[2] - mask.shape[-1]))
+        grouped = self.heads != self.kv_heads
+        return F.scaled_dot_product_attention(q[:, :, None], keys, values, full, scale=self.scale, enable_gqa=grouped).reshape(len(q), -1)
+
+    def _attend_shared(self, q: Tensor, prompt: Tensor, cache: Tensor) -> Tensor:
+        """[m, H D]: the same where a prompt [2, P, H_kv, L, D] is read once for the queries of all its rows."""
+        (count, n), kv_heads = self.groups, self.kv_heads
+
+        def gather(x: Tensor) -> Tensor:  # [m, H_kv, G, …] by rows -> [P, H_kv, n G, …] by prompts; rows that have left are zeros
+            full = x if self.slot is None else x.new_zeros(count * n, *x.shape[1:]).index_copy_(0, self.slot, x)
+            return full.unflatten(0, (count, n)).transpose(1, 2).flatten(2, 3)
+
+        def spread(x: Tensor) -> Tensor:  # and back
+            full = x.unflatten(2, (n, -1)).transpose(1, 2).flatten(0, 1)
+            return full if self.slot is None else full.index_select(0, self.slot)
+
+        q = q.unflatten(1, (kv_heads, -1))
+        far = torch.matmul(gather(q), prompt[0].transpose(2, 3))
+        if self.mask is not None:
+            far += self.mask
+        near = torch.matmul(q, cache[0].transpose(2, 3))
+        weights = torch.softmax(torch.cat([spread(far), near], -1), -1)
+        far, near = weights.split([far.shape[-1], near.shape[-1]], -1)
+        out = torch.matmul(near, cache[1]) + spread(torch.matmul(gather(far), prompt[1]))
+        return out.reshape(len(q), -1)
+
+    def _hide(self, padding: Tensor) -> Tensor | None:
+        """[P, 1, 1, L] to add to scores: −inf at padding; None without any."""
+        if not bool(padding.any()):
+            return None
+        return torch.zeros(padding.shape, dtype=self.dtype, device=self.device).masked_fill(padding, -torch.inf)[:, None, None]
 
     def _logits(self, x: Tensor) -> Tensor:
         return self.head(F.rms_norm(x, self.norm.shape, self.norm, self.eps)).float()
