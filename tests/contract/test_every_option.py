@@ -33,6 +33,11 @@ SILENT = {
 # Refused by default under what stands beside them, and allowed by the other value.
 REFUSED_BEFORE = {"on_bad_row", "reward_on_error"}
 
+BASE: dict[str, Any] = {"steps": 2, "lr_schedule": "linear", "max_completion_length": 4}
+
+# Refused by the other value, for some methods by the option's name.
+REFUSED_AFTER = {"reward_timeout": "timeout of 0.02 s", "reference": "--reference has no effect on", "lora_dropout": "--lora_dropout must be 0"}
+
 VALUES: dict[str, Any] = {
     "adam_beta2": 0.5,
     "batch_size": 5,
@@ -94,7 +99,9 @@ class Places:
         }
 
     def value(self, loop: str, option: Option, kind: Any) -> Any:
-        name, default = option.name, option.default
+        """Another value than the one that the runs here have."""
+        name = option.name
+        default = BASE.get(name, self.world.options(loop).get(name, option.default))
         if name in self.named or name in ("data", "eval_data"):
             return self.other[loop] if name.endswith("data") and name != "pretrain_data" else self.named[name]
         if name in VALUES:
@@ -120,7 +127,7 @@ class Places:
             "lora_dropout": {"lora_rank": 2},
             "lora_targets": {"lora_rank": 2},
             "on_bad_row": {"data": self.bad[loop]},
-            "overlong": {"max_prompt_length": 3},
+            "overlong": {"max_prompt_length": 8},
             "pretrain_coef": pretrain,
             "pretrain_data": pretrain,
             "reward": function,
@@ -160,20 +167,26 @@ def test_every_option_changes_what_comes_out(key: str, world: World, tmp_path: P
     def outcome(**changes: Any) -> Any:
         name = repr(sorted(changes.items()))
         if name not in known:
-            options = world.options(method.loop, **{"steps": 2, "lr_schedule": "linear", "max_completion_length": 4, **changes})
+            options = world.options(method.loop, **(BASE | changes))
             options = {option: value for option, value in options.items() if option in hints}
             known[name] = signature(method, options, tmp_path / f"{len(known)}")
         return known[name]
 
-    ignored = []
+    ignored, refused = [], {}
     for option in options_of(method.config):
-        if option.name in SILENT:
+        name = option.name
+        if name in SILENT:
             continue
-        beside = places.beside(method.loop, option.name)
-        assert outcome(**beside)[0] != "refused" or (beside and option.name in REFUSED_BEFORE), outcome(**beside)[1]
-        if outcome(**beside) == outcome(**{**beside, option.name: places.value(method.loop, option, hints[option.name])}):
-            ignored.append(option.name)
+        beside = places.beside(method.loop, name)
+        before = outcome(**beside)
+        after = outcome(**{**beside, name: places.value(method.loop, option, hints[name])})
+        assert before[0] != "refused" or name in REFUSED_BEFORE, before[1]
+        if before == after:
+            ignored.append(name)
+        if after[0] == "refused" and REFUSED_AFTER.get(name, "\0") not in after[1]:
+            refused[name] = after[1]
     assert ignored == []
+    assert refused == {}
 
 
 def test_threads_are_set(world: World, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ def row_count(value: Any) -> int | None:
     """The number of rows of something that can be split (tensor, tensor class, list), None for what is handed whole."""
     if isinstance(value, Tensor) and value.ndim > 0:
         return value.shape[0]
-    if hasattr(value, "batch_size") and len(getattr(value, "batch_size", ())) > 0:
-        return int(value.batch_size[0])
+    if shape := getattr(value, "batch_size", ()):
+        return int(shape[0])
     return len(value) if isinstance(value, list) else None
 
 

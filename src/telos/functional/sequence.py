@@ -101,7 +101,7 @@ class _LinearLogprobs(torch.autograd.Function):
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
+            None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
             None,
             None,
             None,
@@ -110,7 +110,7 @@ class _LinearLogprobs(torch.autograd.Function):
 
 
 def _rows(temperature: Tensor | float, part: slice) -> Tensor | float:
-    return temperature if isinstance(temperature, float) else temperature[part, None]
+    return temperature[part, None] if isinstance(temperature, Tensor) else temperature
 
 
 def linear_logprobs(
@@ -132,5 +132,6 @@ def linear_logprobs(
         raise ValueError(
             f"expected hidden [n, d], weight [V, d], targets [n]; got {tuple(hidden.shape)}, {tuple(weight.shape)}, {tuple(targets.shape)}"
         )
+    temperature = temperature if isinstance(temperature, Tensor) else float(temperature)
     logprobs, entropy = _LinearLogprobs.apply(hidden, weight, bias, targets, temperature, support, want_entropy)  # type: ignore[misc]
     return logprobs, entropy if want_entropy else None

@@ -112,9 +112,12 @@ class LanguageModel(nn.Module):
         self.device = choose_device(device)
         if precision == "auto":
             precision = "bfloat16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-        self.precision = precision
+        self.precision: Precision = precision
         self._packs: bool | None = None
         self.has_new_adapter = False  # an adapter that changes nothing yet: without it the model is what was loaded
+        embedding = model.get_input_embeddings()
+        if tokenizer is not None and getattr(embedding, "padding_idx", None) == tokenizer.eos_token_id:
+            embedding.padding_idx = None  # where pad is the end token, its embedding would get no gradient
         self.to(self.device)
         self.eval()  # dropout off: the first on-policy ratio must be 1, and a run must be repeatable
 
@@ -383,7 +386,14 @@ def add_lora(model: Any, lora: Lora) -> Any:
     targets = list(lora.targets) or "all-linear"
     try:
         return get_peft_model(
-            model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type=kind)
+            model,
+            LoraConfig(
+                r=lora.rank,
+                lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank: any number will do
+                lora_dropout=lora.dropout,
+                target_modules=targets,
+                task_type=kind,
+            ),
         )
     except ValueError as error:
         raise UsageError(f"--lora_targets {','.join(lora.targets)}: {_first_line(error)}") from None

@@ -158,7 +158,7 @@ def pretrain(out: Path, steps: int, seed: int, learning_rate: float = 0.02, thre
         held_out_loss = model(input_ids=held_out, labels=held_out).loss.item()
     out.mkdir(parents=True, exist_ok=True)
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, 1
-    model.to(torch.bfloat16).save_pretrained(out)
+    model.bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)
     record = {
         "tokens_by_source": sizes,

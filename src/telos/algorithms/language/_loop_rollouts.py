@@ -196,7 +196,7 @@ class Program:
         assert self.method.estimate is not None
         estimates: Estimates = self.method.estimate(c, scored, self.method_state)
         self.method_state = dict(estimates.state)
-        metrics |= _describe(rollouts, scored) | estimates.metrics
+        metrics |= _describe(rollouts, scored) | dict(estimates.metrics)
         self._unchecked = True
         return metrics | self._learn(index, rollouts, scored, estimates)
 

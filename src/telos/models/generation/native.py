@@ -66,7 +66,8 @@ class NativeEngine:
         model = self.model
         size = model.base.get_input_embeddings().weight.shape[0]
         check_prompts(prompts, n, model.context, size)
-        count, version, training = len(prompts) * n, weight_version(model), model.training
+        count, version = len(prompts) * n, weight_version(model)
+        training = [module for module in model.modules() if module.training]
         record = _Record(
             torch.zeros(count, dtype=torch.int64, device=model.device), torch.zeros(count, dtype=torch.bool, device=model.device)
         )
@@ -78,11 +79,12 @@ class NativeEngine:
                 longest = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
                 decoder = self._decoder(longest)
                 mixed = isinstance(decoder, LeanDecoder) or GenericDecoder.mixes_lengths(model)
-                for wave in _waves([len(p) for p in prompts], longest, n, mixed, self._rows_at_once(longest)):
+                for wave in _waves([len(p) for p in prompts], n, mixed, self._rows_at_once(longest)):
                     self._wave(decoder, [prompts[p] for p in wave], wave, [limits[p] for p in wave], n, sampling, seed, record)
                 ids, logprobs, support = self._assemble(record, count)
         finally:
-            model.train(training)
+            for module in training:
+                module.training = True
         # Clones made outside inference mode may be saved for a backward pass.
         out = Generated(ids.clone(), record.length, record.ended, logprobs.clone(), None if support is None else support.clone(), version)
         if not bool(torch.isfinite(out.logprobs).all()):
@@ -195,7 +197,7 @@ class NativeEngine:
         return ids, logprobs, support
 
 
-def _waves(lengths: list[int], longest: int, n: int, mixed: bool, rows: int) -> list[list[int]]:
+def _waves(lengths: list[int], n: int, mixed: bool, rows: int) -> list[list[int]]:
     """The prompts' places, cut into batches of at most `rows` rows (one prompt at least); of one length each where lengths may not be mixed."""
     size = max(1, rows // n)
     order = list(range(len(lengths)))
