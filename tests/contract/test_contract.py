@@ -30,7 +30,7 @@ from telos.algorithms.run import resume, train
 from telos.core import config as configs
 from telos.core import discovery
 from telos.core.config import RunConfig, options_of
-from telos.core.errors import UsageError
+from telos.core.errors import Failure, UsageError
 from telos.core.loop import Interrupted
 from telos.core.method import Method
 from telos.dataflow import Group
@@ -299,9 +299,18 @@ def kill() -> None:
     raise Killed
 
 
+def all_that_continues(method: Method, world: World, rank: int) -> dict[str, Any]:
+    """Options under which a run has every kind of state that it can have: schedules, cursors, running statistics, adapted coefficients, noise."""
+    if method.loop == "rollouts":
+        return {"pretrain_data": world.data["language-modeling"], "pretrain_coef": 0.1, "critic_warmup": 1, "lr_schedule": "cosine"}
+    if method.loop == "sampling":
+        return {}
+    return {"eval_data": world.options(method.loop)["data"], "eval_every": 2, "warmup_steps": 2, **({"lora_dropout": 0.3} if rank else {})}
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 def test_resuming_equals_the_uninterrupted_run_bit_for_bit(method: Method, world: World, tmp_path: Path, rank: int) -> None:
-    options = world.options(method.loop, steps=6, **adapters(method, rank))
+    options = world.options(method.loop, steps=6, **adapters(method, rank), **all_that_continues(method, world, rank))
     whole = train(method.key, options | {"out": str(tmp_path / "whole")})
 
     interrupted = tmp_path / "interrupted"
@@ -326,6 +335,53 @@ def test_a_finished_run_is_left_as_it_is_by_resuming(method: Method, world: Worl
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     resume(run.path)
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_whose_data_have_changed_is_not_continued(method: Method, world: World, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    text = Path(world.options(method.loop)["data"]).read_text(encoding="utf-8")
+    data.write_text(text, encoding="utf-8")
+    with pytest.raises(Killed):
+        train(
+            method.key,
+            world.options(method.loop, data=str(data), checkpoint_every=1, out=str(tmp_path / "run")),
+            callbacks=[StopAt(2, kill)],
+        )
+    data.write_text(text.replace("The sky", "The sea"), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"--data .* gives other rows than when the run was started"):
+        resume(tmp_path / "run")
+    data.write_text(text, encoding="utf-8")
+    assert resume(tmp_path / "run").facts["status"] == "finished"
+
+
+class Poison(StopAt):
+    """Makes one weight NaN before the first step."""
+
+    def __init__(self) -> None:
+        super().__init__(0, kill)
+
+    def started(self, run: Any, program: Any, first: int, total: int) -> None:
+        with torch.no_grad():
+            next(program.model.parameters()).fill_(math.nan)
+
+
+def test_weights_that_are_not_numbers_end_the_run_with_one_clear_error(method: Method, world: World, tmp_path: Path) -> None:
+    with pytest.raises(Failure) as caught:
+        train(method.key, world.options(method.loop, out=str(tmp_path / "run")), callbacks=[Poison()])
+    assert re.search(r"nan|not finite|not a number|not numbers", str(caught.value), re.IGNORECASE)
+    assert read_json(tmp_path / "run" / "run.json")["status"] == "failed"
+    assert not (tmp_path / "run" / "model").exists()
+    if method.loop not in ("rollouts", "sampling"):  # there the engine refuses before there is a batch
+        assert (tmp_path / "run" / "not-finite.safetensors").is_file()
+
+
+@pytest.mark.filterwarnings("default::telos.core.errors.TelosWarning")
+@pytest.mark.parametrize("longest", [1, 2])
+def test_texts_cut_to_almost_nothing_give_finite_numbers(method: Method, world: World, tmp_path: Path, longest: int) -> None:
+    options = world.options(method.loop, max_prompt_length=longest, max_completion_length=longest)
+    program = program_of(method.key, options, tmp_path)
+    for index in range(2):
+        assert all(math.isfinite(value) for value in program.step(index).values())
 
 
 def one_update(method: Method) -> dict[str, Any]:

@@ -36,7 +36,11 @@ REFUSED_BEFORE = {"on_bad_row", "reward_on_error"}
 BASE: dict[str, Any] = {"steps": 2, "lr_schedule": "linear", "max_completion_length": 4}
 
 # Refused by the other value, for some methods by the option's name.
-REFUSED_AFTER = {"reward_timeout": "timeout of 0.02 s", "reference": "--reference has no effect on", "lora_dropout": "--lora_dropout must be 0"}
+REFUSED_AFTER = {
+    "reward_timeout": "timeout of 0.02 s",
+    "reference": "--reference has no effect on",
+    "lora_dropout": "--lora_dropout must be 0",
+}
 
 VALUES: dict[str, Any] = {
     "adam_beta2": 0.5,

@@ -113,7 +113,7 @@ def test_a_bad_gradient_touches_no_weight(bad: float) -> None:
 def test_a_model_without_trainable_parameters_is_refused() -> None:
     model = Line()
     model.requires_grad_(False)
-    with pytest.raises(UsageError, match="no parameter of .* is trainable: nothing would be learned"):
+    with pytest.raises(UsageError, match=r"no parameter of .* is trainable: nothing would be learned"):
         Learner(model, TrainingConfig(), 1)
 
 
@@ -255,7 +255,7 @@ def test_a_reference_of_another_vocabulary_is_refused(world: World, tmp_path: Pa
 
 
 def test_an_adapter_on_an_adapter_is_refused(world: World, adapter: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--lora_rank: .* is an adapter already"):
+    with pytest.raises(UsageError, match=r"--lora_rank: .* is an adapter already"):
         program_of("dpo", world.options("pairs", model=adapter, lora_rank=2), tmp_path)
 
 

@@ -96,10 +96,10 @@ class Program:
         lines = []
         for i, row in enumerate(rows):
             answers = texts[i * self.config.n : (i + 1) * self.config.n]
+            best = answers[kept[i]] if np.isfinite(rewards[i]).any() else None  # nobody said that the first is better
             values = [float(r) if np.isfinite(r) else None for r in rewards[i]]
             lines.append(
-                json.dumps({"prompt": self.table.prompts[row], "completion": answers[kept[i]], "completions": answers, "scores": values})
-                + "\n"
+                json.dumps({"prompt": self.table.prompts[row], "completion": best, "completions": answers, "scores": values}) + "\n"
             )
         with (self.run.path / "samples.jsonl").open("ab") as file:
             file.truncate(self.written)  # lines of a step that was not finished when the run was killed

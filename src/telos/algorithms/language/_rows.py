@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from telos.algorithms.language._options import LanguageConfig
 from telos.core.errors import UsageError
@@ -64,10 +67,27 @@ def _table(config: LanguageConfig, source: str, option: str, model: Any, run: Ru
     table = tokenize(examples, model.tokenizer, limits)
     counts = table.counts
     if run is not None:
-        run.describe(**{f"rows {option.lstrip('-')}": counts.as_dict()})
+        name, found = option.lstrip("-"), fingerprint(table)
+        known = run.facts.get(f"rows {name}", {}).get("sha256", found)
+        if known != found:
+            raise UsageError(
+                f"{option} {source} gives other rows than when the run was started, so the run cannot be continued as it was; put the data "
+                "(or the tokenizer) back, or start a new run"
+            )
+        run.describe(**{f"rows {name}": counts.as_dict() | {"sha256": found}})
         if counts.dropped or counts.changed:
             run.warn(f"{option} " + "; ".join(counts.lines()))
     return table
+
+
+def fingerprint(table: Table) -> str:
+    """A SHA-256 of everything in a table that training can depend on."""
+    digest = hashlib.sha256(json.dumps([table.extra, table.prompts], sort_keys=True, default=str).encode())
+    for name, values in sorted(table.columns.items()):
+        arrays = [np.atleast_1d(value) for value in values]
+        digest.update(f"{name} {[len(array) for array in arrays]}".encode())
+        digest.update(np.concatenate(arrays).tobytes())
+    return digest.hexdigest()
 
 
 def supervised_table(config: LanguageConfig, source: str, option: str, model: Any, run: Run | None) -> Table:
