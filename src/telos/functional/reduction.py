@@ -35,20 +35,28 @@ class Denominators:
     tokens: int
 
     def of(self, values: Tensor) -> int:
-        return self.examples if values.ndim == 1 else self.tokens
+        count = self.examples if values.ndim == 1 else self.tokens
+        if count < 1:
+            raise ValueError(f"a batch without {'examples' if values.ndim == 1 else 'learned tokens'} has no mean loss")
+        return count
 
 
 def masked_sum(values: Tensor, mask: Tensor | None = None) -> Tensor:
     """Sum over the entries where `mask` is true; masked entries may hold anything, NaN too, and get zero gradient."""
     if mask is None:
         return values.sum()
+    _same_shape(values, mask)
+    return torch.where(mask.bool(), values, torch.zeros((), dtype=values.dtype, device=values.device)).sum()
+
+
+def _same_shape(values: Tensor, mask: Tensor) -> None:
     if mask.shape != values.shape:
         raise ValueError(f"mask {tuple(mask.shape)} does not fit values {tuple(values.shape)}")
-    return torch.where(mask.bool(), values, torch.zeros((), dtype=values.dtype, device=values.device)).sum()
 
 
 def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """Mean over true entries, over all or along `dim`; 0 where there is none."""
+    _same_shape(values, mask)
     kept = torch.where(mask.bool(), values, torch.zeros((), dtype=values.dtype, device=values.device))
     if dim is None:
         return kept.sum() / mask.sum().clamp(min=1)
@@ -88,6 +96,7 @@ def means(totals: Mapping[str, tuple[float, float]]) -> dict[str, float]:
 
 def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, epsilon: float = 1e-8) -> Tensor:
     """(values − mean) / std over true entries (population variance); with `shift_mean` False the mean is added back. Masked entries are 0."""
+    values = torch.where(mask.bool(), values, torch.zeros_like(values))  # what is masked may be NaN, and its gradient too
     mean = masked_mean(values, mask)
     variance = masked_mean((values - mean) ** 2, mask)
     out = (values - mean) * torch.rsqrt(variance + epsilon) + (0.0 if shift_mean else mean)

@@ -102,17 +102,19 @@ class MinibatchProgram:
         """Loss and metrics over all held-out rows, under `eval/`."""
         table, size = self.eval_table, self.config.batch_size
         assert table is not None
+        batches = [range(start, min(start + size, len(table))) for start in range(0, len(table), size)]
+        # The counts of the whole table first: a mean of the batches' means would depend on their size.
+        counts = [self.denominators(table.batch(rows)) for rows in batches]
+        whole = Denominators(sum(count.examples for count in counts), sum(count.tokens for count in counts))
         loss, totals = 0.0, {}
-        rows = len(table)
-        for start in range(0, rows, size):
-            batch = self.batch(table, range(start, min(start + size, rows)))
-            den = self.denominators(batch)
-            result = self.learner.call("assess", batch, *self.frozen_rows(batch), losses=self.losses, denominators=den)
-            loss += result["loss"] * len(batch)
+        for rows in batches:
+            batch = self.batch(table, rows)
+            result = self.learner.call("assess", batch, *self.frozen_rows(batch), losses=self.losses, denominators=whole)
+            loss += result["loss"]
             for name, (value, count) in result["metrics"].items():
                 before = totals.get(name, (0.0, 0.0))
                 totals[name] = (before[0] + value, before[1] + count)
-        return {"eval/loss": loss / rows, **{f"eval/{name}": value for name, value in means(totals).items()}}
+        return {"eval/loss": loss, **{f"eval/{name}": value for name, value in means(totals).items()}}
 
     def state(self) -> dict[str, Any]:
         return {"learner": self.learner.workers[0].state(), "cursor": self.cursor.state_dict()}

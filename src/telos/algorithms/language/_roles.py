@@ -107,7 +107,8 @@ class Learner(Role):
             for part in micro_batches(self.config.micro_batch_size, batch, *rows):
                 value = losses(self.model, *part)
                 loss += total(value, denominators).item()
-                sums.add(value.metrics)
+                for term in (value, *value.extra):
+                    sums.add(term.metrics)
         return {"loss": loss, "metrics": sums.totals()}
 
     @transfer(split="broadcast", collect="first", sum_gradients=True)
