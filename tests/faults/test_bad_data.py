@@ -43,7 +43,7 @@ def refused(path: Path | str) -> str:
         ("a.json", b'[\n{"a": 1},\n{"a" 2}\n]', "a.json:3: ", "broken JSON"),
         ("a.json", b'[{"a": 1}, 7]', "a.json, row 2: ", "the row is a number, not an object"),
         ("a.json", b'[\n{"a": "\xff"}]', "a.json:2: ", "not UTF-8"),
-        ("a.jsonl.gz", gzip.compress(LINE)[:-12], "a.jsonl.gz: ", "damaged or cut off"),
+        ("a.jsonl.gz", gzip.compress(LINE, mtime=0)[:-12], "a.jsonl.gz: ", "damaged or cut off"),
         ("a.jsonl.gz", LINE, "a.jsonl.gz: ", "damaged or cut off"),
         ("a.parquet", b"PAR1 and then nothing", "a.parquet: ", "not a readable Parquet file"),
         ("a.csv", b"prompt,completion\na,b\nc\n", "a.csv:3: ", "does not have the 2 cells of the header"),
