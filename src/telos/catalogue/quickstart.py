@@ -155,7 +155,7 @@ def _report(
                 name,
                 _mean(found.gold),
                 _mean(found.proxy) if found.proxy else "–",
-                _mean(found.kl) if found.kl else "–",
+                "0 (the reference)" if name == "SFT" else _mean(found.kl) if found.kl else "–",
                 _mean(found.length),
                 f"{100 * np.mean(found.ended):.0f} %",
             ]
