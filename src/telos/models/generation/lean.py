@@ -28,7 +28,6 @@ from telos.models.language import LanguageModel
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _FIXED_ROPE = ("default", "linear", "llama3", "yarn")  # angles that depend on the position alone, not on the batch's longest sequence
 _PREFILL_TOKENS = 4096  # prompt tokens computed at once
-_BLOCK = 16  # columns by which the cache grows at least
 
 
 @functools.cache
@@ -193,11 +192,8 @@ class LeanDecoder:
             return [torch.empty(2, rows, self.kv_heads, columns, self.head_dim, dtype=self.dtype, device=device) for _ in self.layers]
 
         self.column = 0 if self.shared else longest
-        self.width = self.column + (min(steps, _BLOCK) if self.direct else steps)
-        self.cache = empty(self.rows, self.width)
+        self.cache = empty(self.rows, self.column + steps)
         self.prompt = empty(count, longest) if self.shared else self.cache
-        self.future = torch.full((self.width,), -torch.inf, device=device)  # to add to scores: −inf at columns not yet written
-        self.future[: self.column] = 0.0
         self.slot: Tensor | None = None  # the row that each row was at first; None while all are there
         places = torch.arange(longest + steps, device=device)
         cos, sin = self.rotary(self.embedding, places[None])
@@ -239,7 +235,7 @@ class LeanDecoder:
             kv = kv.index_select(0, place).view(count, longest, 2, self.kv_heads, self.head_dim).permute(2, 0, 3, 1, 4)
             rows = cache[:, first * copies : (first + count) * copies]
             rows[:, :, :, :longest].unflatten(1, (count, copies)).copy_(kv[:, :, None])
-            rows[:, :, :, longest:].zero_()  # hidden later, but what is not a number cannot be hidden
+            rows[:, :, :, longest : self.longest].zero_()  # hidden later, but what is not a number cannot be hidden
             if index + 1 < len(self.layers):
                 by_row = q.index_select(0, place).view(count, longest, self.heads, self.head_dim).transpose(1, 2)
                 mixed = F.scaled_dot_product_attention(
@@ -257,40 +253,26 @@ class LeanDecoder:
     def step(self, token: Tensor) -> Tensor:
         """Feeds one token to every row; returns the next logits [m, V] float32."""
         m, column = self.rows, self.column
-        if column == self.width:
-            self._widen()
-        self.future[column] = 0.0
         turns = self.turns.index_select(0, self.position)
         self.position.add_(1)
         self.column += 1
         x = self.embedding.index_select(0, token)
-        for index, layer in enumerate(self.layers):
-            cache = self.cache[index]
+        for layer, cache, prompt in zip(self.layers, self.cache, self.prompt, strict=True):
             y = F.rms_norm(x, layer.norm_1.shape, layer.norm_1, layer.eps)
             q, kv = self._heads(layer, y, turns)
             cache[:, :m, :, column] = kv.transpose(0, 1)
-            used = cache[:, :m] if self.direct else cache[:, :m, :, : column + 1]
-            mixed = self._attend_shared(q, self.prompt[index], used) if self.shared else self._attend(q, used, self.mask)
+            used = cache[:, :m, :, : column + 1]
+            mixed = self._attend_shared(q, prompt, used) if self.shared else self._attend(q, used, self.mask)
             x = layer.mlp(layer.out.plus(mixed, x))
         return self._logits(x)
-
-    def _widen(self) -> None:
-        """Makes room for more columns, for the rows that are left."""
-        more = max(_BLOCK, self.width // 8)
-        for index, cache in enumerate(self.cache):
-            wider = cache.new_empty(2, self.rows, self.kv_heads, self.width + more, self.head_dim)
-            wider[:, :, :, : self.width] = cache[:, : self.rows]
-            wider[:, :, :, self.width :].zero_()
-            self.cache[index] = wider
-        self.future = F.pad(self.future, (0, more), value=-torch.inf)
-        self.width += more
 
     def compact(self, holes: Tensor, movers: Tensor, order: Tensor) -> None:
         """Keeps len(order) rows: the rows `movers` take the places `holes`, the rest stay where they are."""
         self.rows = len(order)
         if len(holes):
             for cache in self.cache:
-                cache[:, holes] = cache[:, movers]
+                used = cache[:, :, :, : self.column]
+                used[:, holes] = used[:, movers]
         self.position = self.position.index_select(0, order)
         if self.shared:
             self.slot = order if self.slot is None else self.slot.index_select(0, order)
@@ -319,8 +301,6 @@ class LeanDecoder:
         keys, values = cache.unbind(0)
         if self.direct:
             scores = torch.matmul(q.unflatten(1, (self.kv_heads, -1)), keys.transpose(2, 3))
-            if scores.shape[-1] == self.width:
-                scores += self.future
             if mask is not None:
                 scores[..., : mask.shape[-1]] += mask
             return torch.matmul(torch.softmax(scores, -1), values).view(len(q), -1)
@@ -344,7 +324,7 @@ class LeanDecoder:
         far = torch.matmul(gather(q), prompt[0].transpose(2, 3))
         if self.mask is not None:
             far += self.mask
-        near = torch.matmul(q, cache[0].transpose(2, 3)).add_(self.future)
+        near = torch.matmul(q, cache[0].transpose(2, 3))
         weights = torch.softmax(torch.cat([spread(far), near], -1), -1)
         far, near = weights.split([far.shape[-1], near.shape[-1]], -1)
         out = torch.matmul(near, cache[1]) + spread(torch.matmul(gather(far), prompt[1]))
