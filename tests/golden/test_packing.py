@@ -153,7 +153,7 @@ def test_the_layout_by_hand() -> None:
     assert tree.last.tolist() == [3, 5, 7]
     assert tree.shape == (3, 4)
     assert tree.unpack(torch.tensor([1.0, 2, 3, 4, 5]), fill=9.0).tolist() == [[1, 9, 9, 9], [2, 3, 9, 9], [4, 5, 9, 9]]
-    by_row = tree.row_index.reshape(-1)[tree.home]
+    by_row = tree.block_index[tree.home]
     assert by_row.tolist() == list(range(8)), "each token's output is read from a place that holds the token"
 
 

@@ -87,10 +87,12 @@ def assert_equal_to_full(
 
 @pytest.mark.parametrize("slice_elements", [1, V, 5 * V, 1 << 22])
 @pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("kept_elements", [0, 1 << 24])
 def test_values_and_gradients_are_those_of_full_logits_whatever_the_slices(
-    monkeypatch: pytest.MonkeyPatch, slice_elements: int, with_bias: bool
+    monkeypatch: pytest.MonkeyPatch, slice_elements: int, with_bias: bool, kept_elements: int
 ) -> None:
     monkeypatch.setattr(sequence, "_SLICE_ELEMENTS", slice_elements)
+    monkeypatch.setattr(sequence, "_KEPT_ELEMENTS", kept_elements)
     assert_equal_to_full(with_bias=with_bias)
 
 
@@ -101,8 +103,10 @@ def test_temperature_divides_the_logits_one_number_or_one_a_row(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.8, torch.linspace(0.3, 2.5, N)])
-def test_a_support_renormalises_over_its_tokens(monkeypatch: pytest.MonkeyPatch, temperature: Any) -> None:
+@pytest.mark.parametrize("kept_elements", [0, 1 << 24])
+def test_a_support_renormalises_over_its_tokens(monkeypatch: pytest.MonkeyPatch, temperature: Any, kept_elements: int) -> None:
     monkeypatch.setattr(sequence, "_SLICE_ELEMENTS", 4 * V)
+    monkeypatch.setattr(sequence, "_KEPT_ELEMENTS", kept_elements)
     _, _, _, targets = inputs()
     assert_equal_to_full(temperature, support_for(targets))
 
@@ -174,7 +178,8 @@ def test_bfloat16_is_as_close_as_its_rounding_allows(monkeypatch: pytest.MonkeyP
         assert float((mine.grad.double() - theirs.grad).norm()) < 0.02 * float(theirs.grad.norm())
 
 
-def test_no_row_of_logits_is_kept_for_the_backward_pass() -> None:
+def test_no_row_of_many_logits_is_kept_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequence, "_KEPT_ELEMENTS", 200 * V - 1)
     hidden, weight, bias, targets = inputs(n=200)
     kept: list[tuple[int, ...]] = []
 

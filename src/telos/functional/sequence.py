@@ -1,8 +1,8 @@
 """Log-probabilities of chosen tokens, computed without ever holding [tokens, vocabulary] for the whole batch.
 
-`linear_logprobs` fuses the output projection with log-softmax in slices of rows: forward keeps only log-sum-exp and, when asked, the entropy;
-backward recomputes each slice's logits. Peak memory is one slice (`_SLICE_ELEMENTS` numbers) whatever the batch, against tokens x vocabulary
-for `cross_entropy(hidden @ W.T)`. Gradients are exact.
+`linear_logprobs` fuses the output projection with log-softmax in slices of rows: forward keeps only log-sum-exp and, when asked, the
+entropy; backward recomputes each slice's logits. Peak memory is one slice (`_SLICE_ELEMENTS` numbers) whatever the batch, against tokens x
+vocabulary for `cross_entropy(hidden @ W.T)`. A batch of few logits (`_KEPT_ELEMENTS`) keeps them, which saves a product. Gradients are exact.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _SLICE_ELEMENTS = 1 << 22  # numbers in one slice of logits: 16 MiB in fp32, inside the cache hierarchy's reach and cheap to allocate
+_KEPT_ELEMENTS = 1 << 24  # up to so many (64 MiB in fp32) they are kept for the backward pass, which saves one of four products
 
 
 def _slices(rows: int, vocabulary: int) -> list[slice]:
@@ -51,24 +52,31 @@ class _LinearLogprobs(torch.autograd.Function):
         logprobs = hidden.new_empty(rows, dtype=torch.float32)
         entropy = hidden.new_zeros(rows if want_entropy else 0, dtype=torch.float32)
         normaliser = hidden.new_empty(rows, dtype=torch.float32)
+        trains = any(ctx.needs_input_grad[:3])
+        keeps = trains and rows * weight.shape[0] <= _KEPT_ELEMENTS
+        recomputes = trains and not keeps
+        kept: list[Tensor] = []
         for part in _slices(rows, weight.shape[0]):
             logits = _logits(hidden[part], weight, bias, _rows(temperature, part), None if support is None else support[part])
-            lse = torch.logsumexp(logits, 1)
-            normaliser[part] = lse
-            logprobs[part] = logits.gather(1, targets[part, None])[:, 0] - lse
+            top = logits.amax(1) if recomputes else None
+            logp = torch.log_softmax(logits, 1, out=logits)  # in place: a second slice would cost more than the arithmetic
+            logprobs[part] = logp.gather(1, targets[part, None])[:, 0]
+            if top is not None:
+                normaliser[part] = top - logp.amax(1)
             if want_entropy:
-                p = torch.softmax(logits, 1)
-                entropy[part] = lse - (p * logits.masked_fill(p == 0, 0.0)).sum(1)
-        ctx.save_for_backward(
-            hidden, weight, bias, targets, normaliser, support, entropy, temperature if isinstance(temperature, Tensor) else None
-        )
+                p = logp.exp()
+                entropy[part] = -(p * logp.masked_fill(p == 0, 0.0)).sum(1)
+            if keeps:
+                kept.append(logp)
+        rows_temperature = temperature if isinstance(temperature, Tensor) else None
+        ctx.save_for_backward(hidden, weight, bias, targets, normaliser, support, entropy, rows_temperature, *kept)
         ctx.temperature = temperature
         ctx.want_entropy = want_entropy
         return logprobs, entropy
 
     @staticmethod
     def backward(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        hidden, weight, bias, targets, normaliser, support, entropy, temperature_rows = ctx.saved_tensors
+        hidden, weight, bias, targets, normaliser, support, entropy, temperature_rows, *kept = ctx.saved_tensors
         temperature = ctx.temperature if temperature_rows is None else temperature_rows
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
@@ -76,15 +84,20 @@ class _LinearLogprobs(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
         # Without an entropy term its gradient is all zeros; skipping it saves two passes over the logits.
         use_entropy = ctx.want_entropy and bool(grad_entropy.any())
-        for part in _slices(hidden.shape[0], weight.shape[0]):
+        for index, part in enumerate(_slices(hidden.shape[0], weight.shape[0])):
             t = _rows(temperature, part)
-            logits = _logits(hidden[part], weight, bias, t, None if support is None else support[part])
-            logp = logits.sub_(normaliser[part, None])
-            p = logp.exp()
+            if kept:
+                logp = kept[index]
+            else:
+                logits = _logits(hidden[part], weight, bias, t, None if support is None else support[part])
+                logp = logits.sub_(normaliser[part, None])
             # d logp(target)/d logits = onehot − p;  d H/d logits = −p (log p + H).
-            grad = p * (-grad_logprobs[part, None])
             if use_entropy:
+                p = logp.exp()
+                grad = p * (-grad_logprobs[part, None])
                 grad -= grad_entropy[part, None] * p * (logp.masked_fill(p == 0, 0.0) + entropy[part, None])
+            else:  # kept values may be needed for another backward pass, recomputed ones are ours to overwrite
+                grad = (logp.exp() if kept else logp.exp_()).mul_(-grad_logprobs[part, None])
             grad.scatter_add_(1, targets[part, None], grad_logprobs[part, None].to(grad.dtype))
             if not isinstance(t, float) or t != 1.0:
                 grad /= t

@@ -1,9 +1,9 @@
 """Batches of prompts with several answers, laid out as one row of real tokens.
 
 A batch of pairs (or a group of samples per prompt) is a set of trees: a prompt, and branches that follow it. All token-wise work (embedding,
-projections, MLP) runs once per token of the tree, so a prompt shared by both answers of a pair, or by a group of sixteen, is computed once, and padding
-is never computed at all. Only attention needs rows: there each branch is gathered as prompt + answer, right-padded, and plain causal
-attention is exact because padding stands behind every real query.
+projections, MLP) runs once per token of the tree, so a prompt shared by both answers of a pair, or by a group of sixteen, is computed once,
+and padding is never computed at all. Only attention needs rows: there each branch is gathered as prompt + answer, right-padded among rows of
+about its length, and plain causal attention is exact because padding stands behind every real query.
 
 The layout works for every Hugging Face decoder that goes through the attention interface with full causal attention; `LanguageModel`
 falls back to padded rows for
@@ -23,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "telos_tree"
+_BLOCK_ROWS = 8  # rows that are padded to one width on the CPU; a GPU takes all rows at once, because each launch costs more than padding
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,9 @@ class Tree:
     ids: Tensor  # [T]
     position: Tensor  # [T]
     row_index: Tensor  # [N, L] flat token of each place of a row; 0 where padded
-    home: Tensor  # [T] place n * L + j in the rows from which the token's attention output is read
+    blocks: tuple[tuple[int, int], ...]  # (rows, width) of the blocks in which attention runs, shortest rows first
+    block_index: Tensor  # [sum rows * width] flat token of each place of the blocks; 0 where padded
+    home: Tensor  # [T] place in the blocks from which the token's attention output is read
     predict: Tensor  # [M] flat token whose hidden state predicts a target
     target: Tensor  # [M] the answer tokens
     cell: Tensor  # [M] place n * La + j of the target in the padded answers
@@ -105,13 +108,16 @@ def pack(answers: Answers) -> Tree:
     row_index = torch.where(in_prompt, p_start[answers.owner][:, None] + column, a_start[:, None] + column - own_length[:, None])
     row_index = torch.where(in_row, row_index, torch.zeros_like(row_index))
     first_answer = torch.searchsorted(answers.owner, torch.arange(prompts, device=device))
-    home = torch.cat([first_answer[p_row] * width + p_column, a_row * width + own_length[a_row] + a_column])
+    blocks, block_index, row_start = _blocks(row_index, own_length + answers.length)
+    home = torch.cat([row_start[first_answer[p_row]] + p_column, row_start[a_row] + own_length[a_row] + a_column])
     answer_place = a_start[a_row] + a_column
     prompt_end = (p_start + answers.prompt_length - 1)[answers.owner][a_row]
     return Tree(
         ids=torch.cat([answers.prompt_ids[p_row, p_column], answers.ids[a_row, a_column]]),
         position=torch.cat([p_column, own_length[a_row] + a_column]),
         row_index=row_index,
+        blocks=blocks,
+        block_index=block_index,
         home=home,
         predict=torch.where(a_column == 0, prompt_end, answer_place - 1),
         target=answers.ids[a_row, a_column],
@@ -119,6 +125,22 @@ def pack(answers: Answers) -> Tree:
         last=a_start + answers.length - 1,
         shape=(count, answers.ids.shape[1]),
     )
+
+
+def _blocks(row_index: Tensor, length: Tensor) -> tuple[tuple[tuple[int, int], ...], Tensor, Tensor]:
+    """Rows [N, L] of tokens with their lengths [N], cut into blocks of similar length: (rows, width) of each, all their places one after
+    another, and the place where each row begins."""
+    count = len(length)
+    order = length.argsort()
+    start = torch.empty_like(length)
+    blocks, index, place = [], [], 0
+    for rows in order.split(_BLOCK_ROWS if length.device.type == "cpu" else count):
+        width = int(length[rows[-1]])
+        index.append(row_index[rows, :width].reshape(-1))
+        start[rows] = place + width * torch.arange(len(rows), device=length.device)
+        blocks.append((len(rows), width))
+        place += len(rows) * width
+    return tuple(blocks), torch.cat(index), start
 
 
 def _tree_attention(
@@ -136,22 +158,22 @@ def _tree_attention(
     """
     if tree is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[return-value]
-    rows, width = tree.row_index.shape
-    index = tree.row_index.reshape(-1)
-
-    def by_row(x: Tensor) -> Tensor:
-        return x[0].transpose(0, 1).index_select(0, index).view(rows, width, x.shape[1], x.shape[3]).transpose(1, 2)
-
-    out = scaled_dot_product_attention(
-        by_row(query),
-        by_row(key),
-        by_row(value),
-        dropout_p=kwargs.get("dropout", 0.0),
-        scale=kwargs.get("scaling"),
-        is_causal=True,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    return out.transpose(1, 2).reshape(rows * width, *out.shape[1::2]).index_select(0, tree.home)[None], None
+    sizes = [rows * width for rows, width in tree.blocks]
+    parts = (x[0].transpose(0, 1).index_select(0, tree.block_index).split(sizes) for x in (query, key, value))
+    outs = []
+    for (rows, width), *heads in zip(tree.blocks, *parts, strict=True):
+        q, k, v = (x.view(rows, width, *x.shape[1:]).transpose(1, 2) for x in heads)
+        out = scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            dropout_p=kwargs.get("dropout", 0.0),
+            scale=kwargs.get("scaling"),
+            is_causal=True,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        outs.append(out.transpose(1, 2).reshape(rows * width, *out.shape[1::2]))
+    return torch.cat(outs).index_select(0, tree.home)[None], None
 
 
 AttentionInterface.register(ATTENTION, _tree_attention)
