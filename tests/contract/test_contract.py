@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import copy
 import dataclasses
+import functools
 import inspect
 import math
 import os
@@ -204,6 +205,7 @@ def test_a_number_out_of_range_is_refused_by_name_and_leaves_no_folder(
     assert not (tmp_path / "run").exists()
 
 
+@functools.cache
 def attributes_read() -> set[str]:
     """Names read as `config.NAME`, `c.NAME`, `options.NAME` or `self.config.NAME` somewhere in the package."""
     found = set()

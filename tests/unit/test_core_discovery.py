@@ -63,15 +63,15 @@ def test_the_methods_that_are_here_are_found() -> None:
 
 def test_listing_needs_no_torch_and_little_time() -> None:
     code = (
-        "import json, sys, time; t = time.perf_counter()\n"
+        "import json, sys, time; t = time.process_time()\n"
         "from telos.core import discovery; n = len(discovery.cards())\n"
-        "print(json.dumps([n, time.perf_counter() - t, sorted({'torch', 'transformers', 'numpy', 'pydantic'} & set(sys.modules))]))"
+        "print(json.dumps([n, time.process_time() - t, sorted({'torch', 'transformers', 'numpy', 'pydantic'} & set(sys.modules))]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     count, seconds, heavy = json.loads(done.stdout)
     assert count >= 6
     assert heavy == []
-    assert seconds < 5, "a listing reads small files; generous, because machines are shared"
+    assert seconds < 1, "seconds of the processor; a listing reads small files"
 
 
 def test_a_file_with_a_method_is_a_method(house: Path) -> None:
