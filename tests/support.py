@@ -22,6 +22,7 @@ from data_fixtures import CHATML, assistant, tiny_tokenizer, user, write_jsonl
 from telos.algorithms.run import build, prepare
 from telos.core import config as configs
 from telos.core import discovery
+from telos.core.method import Method
 from telos.core.run import Run
 
 PROMPTS = [
@@ -103,9 +104,28 @@ def make_data(folder: Path) -> dict[str, str]:
         "prompt-completion": [{"prompt": PROMPTS[i], "completion": GOOD[i % len(GOOD)]} for i in n],
         "preference": [{"prompt": PROMPTS[i], "chosen": GOOD[i % len(GOOD)], "rejected": BAD[i % len(BAD)]} for i in n],
         "preference-margin": [
-            {"prompt": PROMPTS[i], "chosen": GOOD[i % len(GOOD)], "rejected": BAD[i % len(BAD)], "margin": 0.25 * i} for i in n
+            {
+                "prompt": PROMPTS[i],
+                "chosen": GOOD[i % len(GOOD)],
+                "rejected": BAD[i % len(BAD)],
+                "margin": 0.25 * i,
+                "chosen_score": 1.0 + 0.1 * i,
+                "rejected_score": 0.5 - 0.2 * i,
+            }
+            for i in n
         ],
-        "unpaired": [{"prompt": PROMPTS[i], "completion": (GOOD if i % 2 else BAD)[i % len(GOOD)], "label": bool(i % 2)} for i in n],
+        "unpaired": [
+            {"prompt": PROMPTS[i], "completion": (GOOD if i % 2 else BAD)[i % len(GOOD)], "label": bool(i % 2), "score": 40.0 + i}
+            for i in n
+        ],
+        "ranked": [
+            {
+                "prompt": PROMPTS[i],
+                "completions": [GOOD[i % 8], BAD[i % 8], GOOD[(i + 1) % 8]][: 2 + i % 2],
+                "scores": [2, 0.5, i][: 2 + i % 2],
+            }
+            for i in n
+        ],
         "stepwise": [{"prompt": PROMPTS[i], "completions": ["one", "two"], "labels": [True, i % 2 == 0]} for i in n],
         "messages": [{"messages": [user(PROMPTS[i]), assistant(GOOD[i % len(GOOD)].strip())]} for i in n],
         "preference-messages": [
@@ -148,13 +168,24 @@ class World:
         self.reward = make_reward(root)
         self.data = make_data(root / "data")
 
-    def options(self, loop: str, **changes: Any) -> dict[str, Any]:
-        """Options of a small run of any method on `loop`: a step takes milliseconds."""
+    def options(self, method: Method | str, **changes: Any) -> dict[str, Any]:
+        """Options of a small run of a method, or of any simple one on the loop of this name: a step takes milliseconds."""
+        loop, needs = (method, frozenset()) if isinstance(method, str) else (method.loop, method.needs)
         common: dict[str, Any] = {"model": self.model, "device": "cpu", "threads": 1, "steps": 3, "batch_size": 4, "checkpoint_every": 0}
         training = {"learning_rate": 1e-2}
         by_loop: dict[str, dict[str, Any]] = {
             "supervised": {"data": self.data["prompt-completion"], **training},
             "pairs": {"data": self.data["preference-margin"], **training},
+            "unpaired": {"data": self.data["unpaired"], **training},
+            "ranked": {"data": self.data["ranked"], **training},
+            "iterative": {
+                "data": self.data["prompt-only"],
+                "reward": [self.reward],
+                "samples_per_prompt": 3,
+                "minibatch_size": 2,
+                "max_completion_length": 6,
+                **training,
+            },
             "reward-model": {"data": self.data["preference-margin"], **training},
             "rollouts": {
                 "data": self.data["prompt-only"],
@@ -167,7 +198,8 @@ class World:
             },
             "sampling": {"data": self.data["prompt-only"], "reward": self.reward_model, "n": 3, "max_completion_length": 6},
         }
-        return common | by_loop[loop] | changes
+        scored = {"reward": self.reward} if "advantages" in needs or (loop == "supervised" and "scores" in needs) else {}
+        return common | by_loop[loop] | scored | changes
 
 
 def config_of(key: str, options: Mapping[str, Any]) -> Any:

@@ -37,10 +37,22 @@ from telos.core.method import Method
 from telos.dataflow import Group
 
 METHODS = [card.key for card in discovery.cards() if card.file is not None]
-ROLES = {"reference", "reward", "critic"}
+NEEDS = {  # what a loop offers beside the policy
+    "supervised": {"scores"},
+    "pairs": {"reference", "scores", "samples", "revisions"},
+    "unpaired": {"reference", "labels", "scores", "advantages", "kl"},
+    "ranked": set(),
+    "iterative": {"reference", "anchor", "history"},
+    "reward-model": set(),
+    "rollouts": {"reference", "reward", "critic"},
+    "sampling": {"reward"},
+}
 FUNCTIONS = {  # what a loop calls
     "supervised": {"loss"},
     "pairs": {"loss"},
+    "unpaired": {"loss"},
+    "ranked": {"loss"},
+    "iterative": {"loss", "arrange"},
     "reward-model": {"loss"},
     "rollouts": {"loss", "estimate"},
     "sampling": {"select"},
@@ -114,7 +126,7 @@ def test_a_method_says_what_it_is_where_it_comes_from_and_what_it_changes(method
     assert re.search(r"arXiv:\d{4}\.\d{4,5}|doi:|https?://|ISBN", method.paper), "the paper cannot be looked up"
     assert len(method.changes.split()) >= 4
     assert not method.changes.endswith(".")
-    assert method.needs <= ROLES
+    assert method.needs <= NEEDS[method.loop]
     assert method.system is None or 1 <= method.system <= 200
     assert method.key not in method.aliases
     assert dataclasses.is_dataclass(method.config)
@@ -132,7 +144,10 @@ def test_its_file_stands_in_its_family_beside_its_loop_and_opens_with_the_equati
 
 def test_it_brings_the_functions_that_its_loop_calls_and_no_others(method: Method) -> None:
     wanted = FUNCTIONS[method.loop] | ({"critic_loss"} if "critic" in method.needs else set())
-    assert {name for name in ("loss", "estimate", "critic_loss", "select") if getattr(method, name) is not None} == wanted
+    functions = ("loss", "estimate", "critic_loss", "select", "arrange", "writers", "advance", "prepare")
+    found = {name for name in functions if getattr(method, name) is not None}
+    allowed = {"iterative": {"writers", "advance", "prepare"}, "supervised": {"prepare"}}.get(method.loop, set())
+    assert wanted <= found <= wanted | allowed
 
 
 def test_what_is_listed_without_importing_is_what_the_method_says(method: Method) -> None:
@@ -155,7 +170,7 @@ def test_every_option_has_a_help_text(method: Method) -> None:
 
 
 def test_options_survive_yaml_and_mappings(method: Method, world: World, tmp_path: Path) -> None:
-    config = config_of(method.key, world.options(method.loop, seed=5, max_prompt_length=17, out=str(tmp_path / "a, b: c")))
+    config = config_of(method.key, world.options(method, seed=5, max_prompt_length=17, out=str(tmp_path / "a, b: c")))
     assert configs.from_mapping(method.config, configs.to_mapping(config)) == config
     configs.write_yaml(tmp_path / "config.yaml", configs.to_mapping(config))
     assert configs.from_mapping(method.config, configs.read_yaml(tmp_path / "config.yaml")) == config
@@ -171,13 +186,13 @@ def test_the_defaults_survive_yaml(method: Method, tmp_path: Path) -> None:
 
 def test_an_unknown_option_is_refused_with_a_suggestion_and_leaves_no_folder(method: Method, world: World, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"unknown option 'batch_sise' \(did you mean 'batch_size'\?\)"):
-        train(method.key, world.options(method.loop, batch_sise=3, out=str(tmp_path / "run")))
+        train(method.key, world.options(method, batch_sise=3, out=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_wrong_type_is_refused_by_the_options_name(method: Method, world: World) -> None:
     with pytest.raises(UsageError, match=r"option 'batch_size'.*'many'"):
-        config_of(method.key, world.options(method.loop, batch_size="many"))
+        config_of(method.key, world.options(method, batch_size="many"))
 
 
 @pytest.mark.parametrize(
@@ -198,10 +213,10 @@ def test_a_number_out_of_range_is_refused_by_name_and_leaves_no_folder(
 ) -> None:
     if name not in {option.name for option in options_of(method.config)}:
         with pytest.raises(UsageError, match=f"unknown option {name!r}"):
-            config_of(method.key, world.options(method.loop, **{name: value}))
+            config_of(method.key, world.options(method, **{name: value}))
         return
     with pytest.raises(UsageError, match=rf"{name}\b"):
-        train(method.key, world.options(method.loop, **{name: value}, out=str(tmp_path / "run")))
+        train(method.key, world.options(method, **{name: value}, out=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
 
 
@@ -227,7 +242,7 @@ def test_every_option_is_read_somewhere(method: Method) -> None:
 
 
 def test_a_step_gives_finite_numbers(method: Method, world: World, tmp_path: Path) -> None:
-    program = program_of(method.key, world.options(method.loop), tmp_path)
+    program = program_of(method.key, world.options(method), tmp_path)
     found = program.step(0)
     assert found
     assert all(math.isfinite(value) for value in found.values()), found
@@ -237,7 +252,7 @@ def test_a_step_gives_finite_numbers(method: Method, world: World, tmp_path: Pat
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_only_declared_parameters_change(method: Method, world: World, tmp_path: Path, rank: int) -> None:
-    program = program_of(method.key, world.options(method.loop, **adapters(method, rank)), tmp_path)
+    program = program_of(method.key, world.options(method, **adapters(method, rank)), tmp_path)
     models = models_of(program)
     before = {name: snapshot(model) for name, model in models.items()}
     for index in range(3):
@@ -264,12 +279,12 @@ def test_only_declared_parameters_change(method: Method, world: World, tmp_path:
 def test_files_that_were_given_are_left_as_they_are(method: Method, world: World, tmp_path: Path) -> None:
     given = [path for name in ("model", "reward-model", "data") for path in sorted((world.root / name).rglob("*")) if path.is_file()]
     before = [path.read_bytes() for path in given]
-    train(method.key, world.options(method.loop, steps=1, out=str(tmp_path / "run")))
+    train(method.key, world.options(method, steps=1, out=str(tmp_path / "run")))
     assert [path.read_bytes() for path in given] == before
 
 
 def test_the_same_seed_gives_the_same_result_bit_for_bit_and_another_seed_another(method: Method, world: World, tmp_path: Path) -> None:
-    runs = [train(method.key, world.options(method.loop, seed=seed, out=str(tmp_path / f"{i}"))) for i, seed in enumerate((3, 3, 4))]
+    runs = [train(method.key, world.options(method, seed=seed, out=str(tmp_path / f"{i}"))) for i, seed in enumerate((3, 3, 4))]
     first, again, other = map(outcome, runs)
     assert first == again
     assert first["metrics"] != other["metrics"]
@@ -303,16 +318,18 @@ def kill() -> None:
 
 def all_that_continues(method: Method, world: World, rank: int) -> dict[str, Any]:
     """Options under which a run has every kind of state that it can have: schedules, cursors, running statistics, adapted coefficients, noise."""
+    if method.loop == "iterative":
+        return {"warmup_steps": 2, "lr_schedule": "cosine"}
     if method.loop == "rollouts":
         return {"pretrain_data": world.data["language-modeling"], "pretrain_coef": 0.1, "critic_warmup": 1, "lr_schedule": "cosine"}
     if method.loop == "sampling":
         return {}
-    return {"eval_data": world.options(method.loop)["data"], "eval_every": 2, "warmup_steps": 2, **({"lora_dropout": 0.3} if rank else {})}
+    return {"eval_data": world.options(method)["data"], "eval_every": 2, "warmup_steps": 2, **({"lora_dropout": 0.3} if rank else {})}
 
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_resuming_equals_the_uninterrupted_run_bit_for_bit(method: Method, world: World, tmp_path: Path, rank: int) -> None:
-    options = world.options(method.loop, steps=6, **adapters(method, rank), **all_that_continues(method, world, rank))
+    options = world.options(method, steps=6, **adapters(method, rank), **all_that_continues(method, world, rank))
     whole = train(method.key, options | {"out": str(tmp_path / "whole")})
 
     interrupted = tmp_path / "interrupted"
@@ -333,7 +350,7 @@ def test_resuming_equals_the_uninterrupted_run_bit_for_bit(method: Method, world
 
 
 def test_a_finished_run_is_left_as_it_is_by_resuming(method: Method, world: World, tmp_path: Path) -> None:
-    run = train(method.key, world.options(method.loop, steps=1, out=str(tmp_path / "run")))
+    run = train(method.key, world.options(method, steps=1, out=str(tmp_path / "run")))
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     resume(run.path)
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
@@ -341,12 +358,12 @@ def test_a_finished_run_is_left_as_it_is_by_resuming(method: Method, world: Worl
 
 def test_a_run_whose_data_have_changed_is_not_continued(method: Method, world: World, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
-    text = Path(world.options(method.loop)["data"]).read_text(encoding="utf-8")
+    text = Path(world.options(method)["data"]).read_text(encoding="utf-8")
     data.write_text(text, encoding="utf-8")
     with pytest.raises(Killed):
         train(
             method.key,
-            world.options(method.loop, data=str(data), checkpoint_every=1, out=str(tmp_path / "run")),
+            world.options(method, data=str(data), checkpoint_every=1, out=str(tmp_path / "run")),
             callbacks=[StopAt(2, kill)],
         )
     data.write_text(text.replace("The sky", "The sea"), encoding="utf-8")
@@ -369,18 +386,18 @@ class Poison(StopAt):
 
 def test_weights_that_are_not_numbers_end_the_run_with_one_clear_error(method: Method, world: World, tmp_path: Path) -> None:
     with pytest.raises(Failure) as caught:
-        train(method.key, world.options(method.loop, out=str(tmp_path / "run")), callbacks=[Poison()])
+        train(method.key, world.options(method, out=str(tmp_path / "run")), callbacks=[Poison()])
     assert re.search(r"nan|not finite|not a number|not numbers", str(caught.value), re.IGNORECASE)
     assert read_json(tmp_path / "run" / "run.json")["status"] == "failed"
     assert not (tmp_path / "run" / "model").exists()
-    if method.loop not in ("rollouts", "sampling"):  # there the engine refuses before there is a batch
+    if method.loop not in ("rollouts", "sampling", "iterative"):  # there the engine refuses before there is a batch
         assert (tmp_path / "run" / "not-finite.safetensors").is_file()
 
 
 @pytest.mark.filterwarnings("default::telos.core.errors.TelosWarning")
 @pytest.mark.parametrize("longest", [1, 2])
 def test_texts_cut_to_almost_nothing_give_finite_numbers(method: Method, world: World, tmp_path: Path, longest: int) -> None:
-    options = world.options(method.loop, max_prompt_length=longest, max_completion_length=longest)
+    options = world.options(method, max_prompt_length=longest, max_completion_length=longest)
     program = program_of(method.key, options, tmp_path)
     for index in range(2):
         assert all(math.isfinite(value) for value in program.step(index).values())
@@ -388,7 +405,7 @@ def test_texts_cut_to_almost_nothing_give_finite_numbers(method: Method, world: 
 
 def one_update(method: Method) -> dict[str, Any]:
     """Options under which the first gradient is that of several micro-batches' worth of rows."""
-    return {"minibatch_size": 8, "epochs": 1} if method.loop == "rollouts" else {}
+    return {"minibatch_size": 8, "epochs": 1} if method.loop in ("rollouts", "iterative") else {}
 
 
 def test_micro_batches_change_no_gradient(method: Method, world: World, tmp_path: Path, gradients: dict[int, Any]) -> None:
@@ -397,7 +414,7 @@ def test_micro_batches_change_no_gradient(method: Method, world: World, tmp_path
         return
     found = []
     for size in (0, 1, 3):
-        options = world.options(method.loop, micro_batch_size=size, learning_rate=1e-5, **one_update(method))
+        options = world.options(method, micro_batch_size=size, learning_rate=1e-5, **one_update(method))
         program = program_of(method.key, options, tmp_path / f"{size}")
         found.append(first_gradients(program, gradients))
     for name in found[0]:
@@ -408,7 +425,7 @@ def test_micro_batches_change_no_gradient(method: Method, world: World, tmp_path
 def test_two_workers_give_the_gradient_and_the_weights_of_one(
     method: Method, world: World, tmp_path: Path, gradients: dict[int, Any]
 ) -> None:
-    options = world.options(method.loop, batch_size=5, **one_update(method))  # an odd number of rows for two workers
+    options = world.options(method, batch_size=5, **one_update(method))  # an odd number of rows for two workers
     alone = program_of(method.key, options, tmp_path / "1")
     pair = program_of(method.key, options, tmp_path / "2")
     if method.loop == "sampling":
@@ -443,7 +460,7 @@ def test_recomputing_activations_changes_no_gradient(
     monkeypatch.setattr(transformers.modeling_utils, "checkpoint", torch.utils.checkpoint.checkpoint)
     found = []
     for on in (False, True):
-        options = world.options(method.loop, gradient_checkpointing=on, **one_update(method))
+        options = world.options(method, gradient_checkpointing=on, **one_update(method))
         found.append(first_gradients(program_of(method.key, options, tmp_path / f"{on}"), gradients))
         assert bool(recomputed) == on
     for name in found[0]:
@@ -455,7 +472,7 @@ def test_how_the_tokenizer_pads_changes_nothing(method: Method, world: World, tm
     folder = make_model(tmp_path / "model", **habit)
     runs = []
     for i, model in enumerate((world.model, str(folder))):
-        runs.append(train(method.key, world.options(method.loop, steps=2, model=model, out=str(tmp_path / f"{i}"))))
+        runs.append(train(method.key, world.options(method, steps=2, model=model, out=str(tmp_path / f"{i}"))))
     assert numbers(runs[0]) == numbers(runs[1])
     assert outcome(runs[0])["samples"] == outcome(runs[1])["samples"]
 
@@ -467,7 +484,7 @@ def test_an_options_default_is_what_an_empty_config_gives(method: Method) -> Non
 
 
 def test_the_config_that_was_asked_for_is_the_one_written_down(method: Method, world: World, tmp_path: Path) -> None:
-    options = world.options(method.loop, steps=1, out=str(tmp_path / "run"))
+    options = world.options(method, steps=1, out=str(tmp_path / "run"))
     run = train(method.key, options)
     written = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
     assert configs.from_mapping(method.config, written) == config_of(method.key, options)

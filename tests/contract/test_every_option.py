@@ -31,7 +31,7 @@ SILENT = {
 }
 
 # Refused by default under what stands beside them, and allowed by the other value.
-REFUSED_BEFORE = {"on_bad_row", "reward_on_error"}
+REFUSED_BEFORE = {"on_bad_row", "reward_on_error", "judge"}
 
 BASE: dict[str, Any] = {"steps": 2, "lr_schedule": "linear", "max_completion_length": 4}
 
@@ -39,6 +39,9 @@ BASE: dict[str, Any] = {"steps": 2, "lr_schedule": "linear", "max_completion_len
 REFUSED_AFTER = {
     "reward_timeout": "timeout of 0.02 s",
     "reference": "--reference has no effect on",
+    "reference_cache": "--reference_cache",
+    "reward": "--reward has no effect on",
+    "reward_scale": "--reward_scale has no effect",
     "lora_dropout": "--lora_dropout must be 0",
 }
 
@@ -49,13 +52,16 @@ VALUES: dict[str, Any] = {
     "clip_range_vf": 0.001,
     "clip_reward": 0.3,
     "eval_every": 1,
+    "eval_prompts": 3,
     "kl_target": 5.0,
     "lora_targets": ["q_proj"],
     "max_completion_length": 2,
     "max_grad_norm": 0.01,
     "max_prompt_length": 3,
     "precision": "bfloat16",
+    "reward_scale": 50.0,
     "reward_timeout": 0.02,
+    "samples_length": 1,
     "temperature": 0.5,
     "warmup_steps": 2,
 }
@@ -77,6 +83,9 @@ class Places:
         (folder / "nan.py").write_text(
             "def nan(completions, **_):\n    return [float(i) if i else float('nan') for i in range(len(completions))]\n"
         )
+        (folder / "judge.py").write_text(
+            "def judge(completions, opponents, **_):\n    return [len(a) / (len(a) + len(b) + 1e-9) for a, b in zip(completions, opponents)]\n"
+        )
         self.slow, self.nan = f"{folder / 'slow.py'}:slow", f"{folder / 'nan.py'}:nan"
         self.messages = {
             "supervised": data["messages"],
@@ -84,7 +93,8 @@ class Places:
             "reward-model": data["preference-messages"],
             "rollouts": str(write_jsonl(folder / "prompts.jsonl", [{"prompt": [{"role": "user", "content": text}]} for text in PROMPTS])),
         }
-        self.messages["sampling"] = self.messages["rollouts"]
+        self.messages["sampling"] = self.messages["iterative"] = self.messages["rollouts"]
+        self.messages["unpaired"] = self.messages["ranked"] = data["preference-messages"]
         self.bad = {}
         self.other = {}
         for loop in self.messages:
@@ -96,16 +106,21 @@ class Places:
         self.named: dict[str, Any] = {
             "model": world.other_model,
             "reference": world.other_model,
+            "reference_cache": str(folder / "cache"),
+            "judge": f"{folder / 'judge.py'}:judge",
             "tokenizer": str(with_bos),
             "chat_template": str(folder / "short.jinja"),
             "reward": make_reward(folder),
             "pretrain_data": data["prompt-completion"],
         }
 
-    def value(self, loop: str, option: Option, kind: Any) -> Any:
+    def value(self, method: Method, option: Option, kind: Any) -> Any:
         """Another value than the one that the runs here have."""
-        name = option.name
-        default = BASE.get(name, self.world.options(loop).get(name, option.default))
+        name, loop = option.name, method.loop
+        default = BASE.get(name, self.world.options(method).get(name, option.default))
+        if name == "reward" and default:  # the reward model here, another function there
+            other = self.world.reward_model if default != self.world.reward_model else self.named["reward"]
+            return [other] if loop == "iterative" else other
         if name in self.named or name in ("data", "eval_data"):
             return self.other[loop] if name.endswith("data") and name != "pretrain_data" else self.named[name]
         if name in VALUES:
@@ -120,8 +135,9 @@ class Places:
             return default * 0.5 if default else 0.3
         raise AssertionError(f"give {name} another value in VALUES")
 
-    def beside(self, loop: str, name: str) -> dict[str, Any]:
+    def beside(self, method: Method, name: str) -> dict[str, Any]:
         """What makes an option matter."""
+        loop = method.loop
         pretrain = {"pretrain_data": self.world.data["language-modeling"], "pretrain_coef": 0.1}
         function = {"critic_init": "policy"} if loop == "rollouts" else {}
         found: dict[str, dict[str, Any]] = {
@@ -138,6 +154,13 @@ class Places:
             "reward_on_error": {"reward": self.nan, **function},
             "reward_timeout": {"reward": self.slow, **function},
         }
+        rewards = {"reward_timeout": self.slow, "reward_on_error": self.nan}
+        if name in rewards and loop == "pairs":
+            return {"data_reward_augmented": True, "data": self.world.data["preference"], "reward": rewards[name]}
+        if name in rewards and loop == "iterative":
+            return {"reward": [rewards[name]]}
+        if name == "judge":
+            return {"reward": []}
         return found.get(name, {})
 
 
@@ -171,7 +194,7 @@ def test_every_option_changes_what_comes_out(key: str, world: World, tmp_path: P
     def outcome(**changes: Any) -> Any:
         name = repr(sorted(changes.items()))
         if name not in known:
-            options = world.options(method.loop, **(BASE | changes))
+            options = world.options(method, **(BASE | changes))
             options = {option: value for option, value in options.items() if option in hints}
             known[name] = signature(method, options, tmp_path / f"{len(known)}")
         return known[name]
@@ -181,9 +204,9 @@ def test_every_option_changes_what_comes_out(key: str, world: World, tmp_path: P
         name = option.name
         if name in SILENT:
             continue
-        beside = places.beside(method.loop, name)
+        beside = places.beside(method, name)
         before = outcome(**beside)
-        after = outcome(**{**beside, name: places.value(method.loop, option, hints[name])})
+        after = outcome(**{**beside, name: places.value(method, option, hints[name])})
         assert before[0] != "refused" or name in REFUSED_BEFORE, before[1]
         if before == after:
             ignored.append(name)

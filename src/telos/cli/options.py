@@ -1,6 +1,6 @@
 """A method's options on the command line, made from its config class: `--name value`, `--name=value`, `--flag`, `--no-flag`.
 
-Hyphens and underscores are the same. `none` unsets an option that may be unset; lists are separated by commas. Values stay text here:
+Hyphens, dots and underscores are the same. `none` unsets an option that may be unset; lists are separated by commas. Values stay text here:
 `core.config.from_mapping` gives them their type and names the option when they do not fit, as it does for a YAML file.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from telos.cli.text import columns, value_text
-from telos.core.config import Option, options_of
+from telos.core.config import Option, option_name, options_of
 from telos.core.errors import UsageError, did_you_mean
 
 _TRUE = frozenset({"true", "yes", "on", "1"})
@@ -126,7 +126,7 @@ def parse(words: Sequence[str], groups: Iterable[Group], extra: Sequence[str] = 
         if not word.startswith("--") or word == "--":
             raise UsageError(f"unexpected word {word!r}; options are written --name value{_after(found, word)}")
         written, given, value = word[2:].partition("=")
-        name = written.replace("-", "_")
+        name = option_name(written)
         spec = specs.get(name)
         negated = specs.get(name.removeprefix("no_")) if spec is None and name.startswith("no_") else None
         if negated is not None and negated.is_bool:

@@ -104,12 +104,17 @@ def options_of(cls: type) -> list[Option]:
     return [option for _, option in sorted(rows, key=lambda row: row[0])]
 
 
+def option_name(written: str) -> str:
+    """An option's name as it may be written: hyphens and dots (`--loss.degree`) are underscores."""
+    return written.replace("-", "_").replace(".", "_")
+
+
 def from_mapping(cls: type[C], values: Mapping[str, Any], *, source: str = "options") -> C:
     """Builds a config. Raises `UsageError` naming the option for unknown names (with a suggestion), wrong types and missing values."""
     import pydantic
 
     names = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
-    given = {name.replace("-", "_"): value for name, value in values.items()}
+    given = {option_name(name): value for name, value in values.items()}
     for name in given:
         if name not in names:
             raise UsageError(f"{source}: unknown option {name!r}{did_you_mean(name, names)}; `telos show` lists the options of a method")

@@ -24,6 +24,10 @@ class Method:
     estimate: Callable[..., Any] | None = None  # on-policy loops: advantages and targets from scored rollouts
     critic_loss: Callable[..., Any] | None = None  # loops with a critic: its loss
     select: Callable[..., Any] | None = None  # sampling loops: which of the drawn answers are kept
-    needs: frozenset[str] = frozenset()  # roles beside the policy: "reference", "reward", "critic"
+    arrange: Callable[..., Any] | None = None  # iterative loops: which of the judged answers are learned from, and how
+    writers: Callable[..., Any] | None = None  # iterative loops: how many answers each source writes; default: all by the policy
+    advance: Callable[..., Any] | None = None  # iterative loops: the weights with which the next iteration begins
+    prepare: Callable[..., Any] | None = None  # what is made of the checked rows before they are encoded
+    needs: frozenset[str] = frozenset()  # what the loop provides beside the policy; each loop says what it offers
     system: int | None = None  # its number among the catalogue's systems
     aliases: tuple[str, ...] = ()  # other names under which users look for it

@@ -42,12 +42,19 @@ class Prompts(TensorClass):
 
 class Pairs(TensorClass):
     """Preference pairs. prompt_ids [B, P], chosen_ids [B, C], rejected_ids [B, R] int64 with lengths [B] int64; margin [B] float32
-    (0 when the data have none); row [B] int64: index into the table."""
+    (0 when the data have none); row [B] int64: index into the table.
+
+    Where a method asks for them: chosen_score, rejected_score [B] float32; revise_chosen_ids, revise_rejected_ids [B, Q] int64 with lengths:
+    the prompt that shows one of the answers and asks for a better one; sample_ids [B, n, S] int64 with sample_length [B, n]: further answers
+    to the prompt.
+    """
 
     ragged: ClassVar[dict[str, tuple[str, ...]]] = {
         "prompt_length": ("prompt_ids",),
         "chosen_length": ("chosen_ids",),
         "rejected_length": ("rejected_ids",),
+        "revise_chosen_length": ("revise_chosen_ids",),
+        "revise_rejected_length": ("revise_rejected_ids",),
     }
     prompt_ids: Tensor
     prompt_length: Tensor
@@ -57,18 +64,49 @@ class Pairs(TensorClass):
     rejected_length: Tensor
     margin: Tensor
     row: Tensor
+    chosen_score: Tensor | None = None
+    rejected_score: Tensor | None = None
+    revise_chosen_ids: Tensor | None = None
+    revise_chosen_length: Tensor | None = None
+    revise_rejected_ids: Tensor | None = None
+    revise_rejected_length: Tensor | None = None
+    sample_ids: Tensor | None = None
+    sample_length: Tensor | None = None
 
 
 class Labelled(TensorClass):
-    """Unpaired preferences. prompt_ids [B, P], completion_ids [B, C] int64 with lengths [B] int64; label [B] bool: True is desirable;
-    row [B] int64."""
+    """Single answers. prompt_ids [B, P], completion_ids [B, C] int64 with lengths [B] int64; label [B] bool: True is desirable; row [B] int64.
 
-    ragged: ClassVar[dict[str, tuple[str, ...]]] = {"prompt_length": ("prompt_ids",), "completion_length": ("completion_ids",)}
+    Where a method asks for them: score, advantage [B] float32; other_ids [B, D] int64 with other_length [B]: an answer to another prompt.
+    """
+
+    ragged: ClassVar[dict[str, tuple[str, ...]]] = {
+        "prompt_length": ("prompt_ids",),
+        "completion_length": ("completion_ids",),
+        "other_length": ("other_ids",),
+    }
     prompt_ids: Tensor
     prompt_length: Tensor
     completion_ids: Tensor
     completion_length: Tensor
     label: Tensor
+    row: Tensor
+    score: Tensor | None = None
+    advantage: Tensor | None = None
+    other_ids: Tensor | None = None
+    other_length: Tensor | None = None
+
+
+class Ranked(TensorClass):
+    """Several answers to each prompt, from best to worst. prompt_ids [B, P] int64 with prompt_length [B]; completion_ids [B, K, C] int64 with
+    completion_length [B, K], 0 where a prompt has fewer than K answers; quality [B, K] float32, higher is better; row [B] int64."""
+
+    ragged: ClassVar[dict[str, tuple[str, ...]]] = {"prompt_length": ("prompt_ids",)}
+    prompt_ids: Tensor
+    prompt_length: Tensor
+    completion_ids: Tensor
+    completion_length: Tensor
+    quality: Tensor
     row: Tensor
 
 
@@ -124,8 +162,8 @@ class Rollouts(TensorClass):
 
 REWARD_VALID, REWARD_NOT_APPLICABLE, REWARD_ERROR = 0, 1, 2
 
-Batch = Sequences | Prompts | Pairs | Labelled | Stepwise | Rollouts
-B = TypeVar("B", Sequences, Prompts, Pairs, Labelled, Stepwise, Rollouts)
+Batch = Sequences | Prompts | Pairs | Labelled | Ranked | Stepwise | Rollouts
+B = TypeVar("B", Sequences, Prompts, Pairs, Labelled, Ranked, Stepwise, Rollouts)
 
 
 def field_names(kind: type[Batch]) -> list[str]:
@@ -173,6 +211,8 @@ def trim(batch: B) -> B:
     narrow = {}
     for length, fields in batch.ragged.items():
         lengths = getattr(batch, length)
+        if lengths is None:
+            continue
         width = max(1, int(lengths.max())) if len(lengths) else 1
         present = {field: getattr(batch, field) for field in fields if getattr(batch, field) is not None}
         narrow.update({field: values[:, :width] for field, values in present.items()})

@@ -2,8 +2,8 @@
 
 Formats are those of TRL: language modelling (`text` or `messages`), prompt-only, prompt-completion, preference (`chosen`, `rejected`, and
 `prompt` or the beginning that both share), unpaired preference (`label`), stepwise supervision. Two importers lead into them: verl rows
-(`data_source`, `prompt`, `reward_model`, `extra_info`) become prompt-only, ranked completions become preference pairs. Text is a string, a
-conversation is a list of messages with `role` and `content`.
+(`data_source`, `prompt`, `reward_model`, `extra_info`) become prompt-only, ranked completions become preference pairs, or stay lists where
+a method learns from lists. Text is a string, a conversation is a list of messages with `role` and `content`.
 
 A bad row ends the command with its file and line, or is dropped and counted: `Counts` holds the choice and the figures.
 """
@@ -20,7 +20,7 @@ from typing import Any, Literal, NoReturn
 from telos.core.errors import DataError, UsageError, did_you_mean
 from telos.data.readers import Record, Rows
 
-Format = Literal["language-modeling", "prompt-only", "prompt-completion", "preference", "unpaired", "stepwise"]
+Format = Literal["language-modeling", "prompt-only", "prompt-completion", "preference", "unpaired", "ranked", "stepwise"]
 Pairing = Literal["all", "adjacent", "best-worst"]
 OnBadRow = Literal["error", "drop"]
 Message = dict[str, Any]
@@ -110,6 +110,7 @@ LAYOUTS = (
     Layout("verl", "prompt-only", (("data_source",), ("prompt",), ("reward_model",)), ("prompt",)),
     Layout("stepwise", "stepwise", (("prompt",), ("completions",), ("labels",)), ("prompt", "completions", "labels")),
     Layout("ranked", "preference", (("prompt",), ("completions",), ("ranks", "scores")), ("prompt", "completions", "ranks", "scores")),
+    Layout("ranked list", "ranked", (("prompt",), ("completions",), ("ranks", "scores")), ("prompt", "completions", "ranks", "scores")),
     Layout("preference", "preference", (("prompt",), ("chosen",), ("rejected",)), ("prompt", "chosen", "rejected", "margin")),
     Layout("preference without prompt", "preference", (("chosen",), ("rejected",)), ("chosen", "rejected", "margin")),
     Layout("unpaired", "unpaired", (("prompt",), ("completion",), ("label",)), ("prompt", "completion", "label")),
@@ -149,8 +150,9 @@ class Examples:
     """Checked rows of one format, all text or all conversations.
 
     records[i] holds, by format: `text` | `messages`; `prompt`; `prompt`, `completion`; `prompt`, `chosen`, `rejected`, `margin` (float);
-    `prompt`, `completion`, `label` (bool); `prompt`, `completions` (list of str), `labels` (list of float); and `tools` where a row has
-    them. extra[name][i] is the value of a column that the format does not use (None where the row has none); places[i] is file:line.
+    `prompt`, `completion`, `label` (bool); `prompt`, `completions`, `quality` (lists; higher is better); `prompt`, `completions` (list of str),
+    `labels` (list of float); and `tools` where a row has them. extra[name][i] is the value of a column that the format does not use (None
+    where the row has none); places[i] is file:line.
     """
 
     format: Format
@@ -302,6 +304,7 @@ _READERS: dict[str, Callable[[Record, Note], Record]] = {
     "verl": _read_prompt,
     "stepwise": _read_stepwise,
     "ranked": _read_ranked,
+    "ranked list": _read_ranked,
     "preference": _read_preference,
     "preference without prompt": _read_implicit,
     "unpaired": _read_unpaired,

@@ -9,6 +9,7 @@ nothing teaches the model to stop there.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from telos.core.errors import DataError, UsageError
-from telos.data.batches import Batch, Labelled, Pairs, Prompts, Sequences, Stepwise, field_names, pad_1d
+from telos.data.batches import Batch, Labelled, Pairs, Prompts, Ranked, Sequences, Stepwise, field_names, pad_1d
 from telos.data.chat import (
     Answered,
     Ids,
@@ -40,6 +41,7 @@ _KINDS: dict[Format, type] = {
     "prompt-only": Prompts,
     "preference": Pairs,
     "unpaired": Labelled,
+    "ranked": Ranked,
     "stepwise": Stepwise,
 }
 _ANSWERS: dict[Format, tuple[str, ...]] = {
@@ -47,7 +49,10 @@ _ANSWERS: dict[Format, tuple[str, ...]] = {
     "preference": ("chosen", "rejected"),
     "unpaired": ("completion",),
 }
-_DTYPES = {"loss_mask": torch.bool, "label": torch.bool, "margin": torch.float32, "step_labels": torch.float32}
+_DTYPES = {
+    **dict.fromkeys(("loss_mask", "label"), torch.bool),
+    **dict.fromkeys(("margin", "step_labels", "score", "chosen_score", "rejected_score", "advantage"), torch.float32),
+}
 
 
 @dataclass(frozen=True)
@@ -98,16 +103,43 @@ class Table:
     def batch(self, indices: Iterable[int]) -> Batch:
         """The rows `indices` in that order as one batch on the CPU, padded to the longest of them. `row` holds the indices."""
         rows = [int(i) for i in indices]
-        fields: dict[str, torch.Tensor] = {}
+        fields: dict[str, Any] = {}
         for length, names in self.kind.ragged.items():
-            for name in names:
+            for name in self.columns.keys() & set(names):
                 values = [self.columns[name][i] for i in rows]
                 fields[name], fields[length] = pad_1d(values, _DTYPES.get(name, torch.int64))
+        if self.kind is Ranked:
+            fields |= _ranked_fields([self.columns["completion_ids"][i] for i in rows], [self.columns["quality"][i] for i in rows])
         for name in self.columns.keys() - fields.keys():
             fields[name] = torch.tensor([self.columns[name][i] for i in rows], dtype=_DTYPES[name])
         if "row" in field_names(self.kind):
             fields["row"] = torch.tensor(rows, dtype=torch.int64)
         return self.kind(**fields, batch_size=[len(rows)])
+
+    def with_columns(self, **columns: list[Any]) -> Table:
+        """The table with further columns of its batch class, one value a row."""
+        return dataclasses.replace(self, columns=self.columns | columns)
+
+    def select(self, rows: Sequence[int]) -> Table:
+        """The table of `rows`, in that order."""
+
+        def pick(values: list[Any]) -> list[Any]:
+            return [values[i] for i in rows]
+
+        columns, extra = ({name: pick(values) for name, values in group.items()} for group in (self.columns, self.extra))
+        return dataclasses.replace(self, columns=columns, extra=extra, prompts=pick(self.prompts), places=pick(self.places))
+
+
+def _ranked_fields(answers: list[list[np.ndarray]], quality: list[list[float]]) -> dict[str, torch.Tensor]:
+    """Lists of different sizes, padded to [B, K, C], [B, K] and [B, K]."""
+    most = max(map(len, answers))
+    flat, length = pad_1d([ids for row in answers for ids in [*row, *[np.empty(0, np.int32)] * (most - len(row))]])
+    values, _ = pad_1d(quality, torch.float32)
+    return {
+        "completion_ids": flat.view(len(answers), most, -1),
+        "completion_length": length.view(len(answers), most),
+        "quality": values,
+    }
 
 
 def load_table(
@@ -130,7 +162,8 @@ def tokenize(examples: Examples, tokenizer: Any, limits: Limits | None = None, *
     """Encode every row. `step_separator` closes each step of stepwise rows, so that its last token is where the step is judged.
 
     `Sequences` come from documents (every token is learnt), conversations (the assistant's tokens are) and prompt-completion rows (the
-    completion's are); `Prompts` from prompt-only rows, `Pairs` from preferences, `Labelled` from unpaired, `Stepwise` from stepwise rows.
+    completion's are); `Prompts` from prompt-only rows, `Pairs` from preferences, `Labelled` from unpaired, `Ranked` from ranked, `Stepwise`
+    from stepwise rows.
     Raises `UsageError` for a tokenizer without end token or chat template where one is needed, for limits that do not apply to the
     format, and when no row is left; `DataError` for the first bad row under the policy 'error'.
     """
@@ -140,9 +173,12 @@ def tokenize(examples: Examples, tokenizer: Any, limits: Limits | None = None, *
         raise UsageError("the tokenizer has no end-of-sequence token, so no model could learn to stop: set eos_token in its configuration")
     if examples.conversational:
         require_template(tokenizer)
-    encode = {"language-modeling": _encode_documents, "prompt-only": _encode_prompt_rows, "stepwise": _encode_steps}.get(
-        examples.format, _encode_answer_rows
-    )
+    encode = {
+        "language-modeling": _encode_documents,
+        "prompt-only": _encode_prompt_rows,
+        "stepwise": _encode_steps,
+        "ranked": _encode_ranked,
+    }.get(examples.format, _encode_answer_rows)
     rows = _Rows(examples, tokenizer, limits, step_separator)
     encode(rows)
     return rows.table()
@@ -258,8 +294,23 @@ def _prompts(rows: _Rows) -> Sequence[Ids | BadRow]:
 
 
 def _encode_answer_rows(rows: _Rows) -> None:
-    names, finish = _ANSWERS[rows.examples.format], _FINISH[rows.examples.format]
-    for i, found in enumerate(_answers(rows, names)):
+    columns = [rows.column(name) for name in _ANSWERS[rows.examples.format]]
+    _encode_answers(rows, list(zip(*columns, strict=True)), _FINISH[rows.examples.format])
+
+
+def _encode_ranked(rows: _Rows) -> None:
+    """Answers from best to worst; equal qualities keep their order."""
+    orders = [sorted(range(len(quality)), key=lambda j, quality=quality: -quality[j]) for quality in rows.column("quality")]
+    answers = [tuple(row[j] for j in order) for row, order in zip(rows.column("completions"), orders, strict=True)]
+
+    def finish(record: dict[str, Any], prompt: Ids, encoded: list[Ids]) -> dict[str, Any]:
+        return {"prompt_ids": prompt, "completion_ids": encoded, "quality": sorted(record["quality"], reverse=True)}
+
+    _encode_answers(rows, answers, finish)
+
+
+def _encode_answers(rows: _Rows, answers: list[tuple[Any, ...]], finish: Callable[..., dict[str, Any]]) -> None:
+    for i, found in enumerate(_answers(rows, answers)):
         if isinstance(found, BadRow):
             rows.bad(i, found)
             continue
@@ -270,14 +321,13 @@ def _encode_answer_rows(rows: _Rows) -> None:
             rows.add(i, **finish(rows.examples.records[i], *fitted))
 
 
-def _answers(rows: _Rows, names: tuple[str, ...]) -> Sequence[Answered | BadRow]:
+def _answers(rows: _Rows, answers: list[tuple[Any, ...]]) -> Sequence[Answered | BadRow]:
     if rows.examples.conversational:
-        answers = list(zip(*(rows.column(name) for name in names), strict=True))
         return encode_answers(rows.tokenizer, rows.column("prompt"), answers, rows.tools())
-    encoded = [[_ended(ids, rows.eos) for ids in encode_texts(rows.tokenizer, rows.column(name))] for name in names]
+    encoded = iter([_ended(ids, rows.eos) for ids in encode_texts(rows.tokenizer, [text for row in answers for text in row])])
     prompts = [prompt for prompt in _prompts(rows) if not isinstance(prompt, BadRow)]
-    answers = zip(*encoded, strict=True)
-    return [Answered(prompt, list(row), _notes(row, rows.eos)) for prompt, row in zip(prompts, answers, strict=True)]
+    grouped = [[next(encoded) for _ in row] for row in answers]
+    return [Answered(prompt, row, _notes(row, rows.eos)) for prompt, row in zip(prompts, grouped, strict=True)]
 
 
 def _notes(answers: Sequence[Ids], eos: int) -> tuple[str, ...]:

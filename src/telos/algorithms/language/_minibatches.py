@@ -30,7 +30,7 @@ class MinibatchConfig(TrainingConfig):
     """Options of training on a fixed table."""
 
     eval_data: str | None = None  # held-out rows in the format of --data
-    eval_every: int = 50  # steps between evaluations on --eval_data; the last step is always evaluated
+    eval_every: int = 50  # steps between evaluations; the last step is always evaluated
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,21 +87,26 @@ class MinibatchProgram:
         }
 
     def step(self, index: int) -> dict[str, float]:
-        batch = self.batch(self.table, self.cursor.next())
+        batch = self.batch(self.table, self.next_rows(index))
         self.last_batch = {name: value for name, value in batch.to_dict().items() if isinstance(value, Tensor)}
         result = self.learner.call("accumulate", batch, *self.frozen_rows(batch), losses=self.losses, denominators=self.denominators(batch))
         update = self.learner.call("apply", self.last_batch)
         metrics = {"loss": result["loss"], **means(result["metrics"]), **update}
         due = (index + 1) % self.config.eval_every == 0 or index + 1 == self.config.steps
-        return metrics | self.evaluate() if self.eval_table is not None and due else metrics
+        return metrics | self.evaluate() if due else metrics
+
+    def next_rows(self, index: int) -> Any:
+        """Which rows of the table step `index` learns from: every row once an epoch, shuffled."""
+        return self.cursor.next()
 
     def batch(self, table: Table, indices: Any) -> Any:
         return table.batch(indices).to(self.model.device)
 
     def evaluate(self) -> dict[str, float]:
-        """Loss and metrics over all held-out rows, under `eval/`."""
+        """Loss and metrics over all held-out rows, under `eval/`; nothing without `--eval_data`."""
         table, size = self.eval_table, self.config.batch_size
-        assert table is not None
+        if table is None:
+            return {}
         batches = [range(start, min(start + size, len(table))) for start in range(0, len(table), size)]
         # The counts of the whole table first: a mean of the batches' means would depend on their size.
         counts = [self.denominators(table.batch(rows)) for rows in batches]

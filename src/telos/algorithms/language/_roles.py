@@ -127,6 +127,18 @@ class Learner(Role):
         self.applied += 1
         return {"grad_norm": norm, "learning_rate": rate}
 
+    @transfer(split="broadcast", collect="first")
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the trained weights."""
+        return {name: p.detach().clone() for name, p in self._named}
+
+    @transfer(split="broadcast", collect="first")
+    def set_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Replaces the trained weights; the optimiser's moments stay."""
+        with torch.no_grad():
+            for name, p in self._named:
+                p.copy_(weights[name])
+
     def state(self) -> dict[str, Any]:
         """Trained weights, optimiser and counter; frozen weights are read again from their folder."""
         return {
@@ -147,33 +159,68 @@ class Learner(Role):
         self.applied = state["applied"]
 
 
-class Reference(Role):
-    """A frozen model, or the policy with its new adapter switched off: the distribution that regularises."""
+class Scorer(Role):
+    """Log-probabilities under the current weights of a model that others train or keep frozen."""
 
-    def __init__(self, policy: LanguageModel, source: str | None = None) -> None:
-        """`source` names another model with the same tokenizer; None takes the policy as it is now."""
-        # Without a new adapter the policy is what it is at the start; without one that was loaded it is something else.
-        self._shared = source is None and policy.has_new_adapter
-        if source is not None:
-            other = LanguageModel.load(source, precision=policy.precision, device=str(policy.device))
-            if other.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
-                raise UsageError(
-                    f"--reference {source} has another vocabulary than {policy.source}; log-probabilities could not be compared"
-                )
-            other.requires_grad_(False)
-            self.model = other
-        else:
-            self.model = policy if self._shared else policy.frozen_copy()
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+
+    def as_it_scores(self) -> contextlib.AbstractContextManager[Any]:
+        """The context in which the model is the one that scores."""
+        return contextlib.nullcontext()
 
     @transfer(split="rows", collect="rows")
     def logprobs(self, batch: Any, *, layout: Callable[[Any], Answers], kinds: int, micro_batch_size: int = 0, **options: Any) -> Tensor:
         """[B, kinds, La]: token log-probabilities of the answers that `layout` finds in `batch`, `kinds` a row."""
         parts = []
-        with torch.no_grad(), self.model.adapter_off() if self._shared else contextlib.nullcontext():
+        with torch.no_grad(), self.as_it_scores():
             for (part,) in micro_batches(micro_batch_size, batch):
                 answers = layout(part)
                 parts.append(self.model.logprobs(answers, **options).logprobs.view(-1, kinds, answers.ids.shape[1]))
         return torch.cat(parts)
+
+
+class Reference(Scorer):
+    """A frozen model, or the policy with its new adapter switched off: the distribution that regularises."""
+
+    def __init__(self, policy: LanguageModel, source: str | None = None) -> None:
+        """`source` names another model with the same tokenizer, or `soup:A,B` the mean of several models' weights (Wortsman et al. 2022); None
+        takes the policy as it is now."""
+        # Without a new adapter the policy is what it is at the start; without one that was loaded it is something else.
+        self._shared = source is None and policy.has_new_adapter
+        super().__init__(policy if self._shared else policy.frozen_copy() if source is None else _other_model(policy, source))
+
+    def as_it_scores(self) -> contextlib.AbstractContextManager[Any]:
+        return self.model.adapter_off() if self._shared else contextlib.nullcontext()
+
+
+def _other_model(policy: LanguageModel, source: str) -> LanguageModel:
+    names = source.removeprefix("soup:").split(",") if source.startswith("soup:") else [source]
+    names = [name.strip() for name in names if name.strip()]
+    if source.startswith("soup:") and len(names) < 2:
+        raise UsageError(f"--reference {source}: a soup is the mean of at least two models, soup:A,B")
+    mean: LanguageModel | None = None
+    for name in names:
+        other = LanguageModel.load(name, precision=policy.precision, device=str(policy.device))
+        if other.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+            raise UsageError(f"--reference {name} has another vocabulary than {policy.source}; log-probabilities could not be compared")
+        mean = other if mean is None else _add_weights(mean, other, name)
+    assert mean is not None
+    with torch.no_grad():
+        for parameter in mean.parameters():
+            parameter.div_(len(names))
+    mean.requires_grad_(False)
+    return mean
+
+
+def _add_weights(total_: LanguageModel, other: LanguageModel, name: str) -> LanguageModel:
+    mine, theirs = dict(total_.named_parameters()), dict(other.named_parameters())
+    if {key: p.shape for key, p in mine.items()} != {key: p.shape for key, p in theirs.items()}:
+        raise UsageError(f"--reference soup: {name} has other weights than {total_.source}; only models of one shape have a mean")
+    with torch.no_grad():
+        for key, p in mine.items():
+            p.add_(theirs[key])
+    return total_
 
 
 def micro_batches(size: int, batch: Any, *rows: Tensor) -> Iterator[tuple[Any, ...]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import numpy as np
 from telos.algorithms.language._options import LanguageConfig
 from telos.core.errors import UsageError
 from telos.core.run import Run
-from telos.data.formats import Format, read_examples
+from telos.data.formats import Examples, Format, read_examples
+from telos.data.preferences import Scorer, revision_prompt, reward_augmented, unpaired, with_scores
 from telos.data.readers import read_rows
 from telos.data.tokenize import Limits, Table, tokenize
 from telos.environments.text.base import TESTBEDS, Split, TextTestbed, load_testbed
@@ -46,25 +48,21 @@ def _source(config: LanguageConfig, source: str, option: str, wanted: Sequence[F
     return source
 
 
-def _table(config: LanguageConfig, source: str, option: str, model: Any, run: Run | None, wanted: Sequence[Format]) -> Table:
+def _table(
+    config: LanguageConfig,
+    source: str,
+    option: str,
+    model: Any,
+    run: Run | None,
+    wanted: Sequence[Format],
+    change: Callable[[Examples], Examples] | None = None,
+) -> Table:
+    """Reads, checks and encodes; `change` works on the checked rows before they are encoded."""
     rows = read_rows(_source(config, source, option, wanted))
     examples = read_examples(rows, wanted, on_bad_row=config.on_bad_row)
-    context = model.context
-    limits = {
-        "language-modeling": Limits(
-            max_length=min(context, config.max_prompt_length + config.max_completion_length), overlong=config.overlong
-        ),
-        "prompt-only": Limits(max_prompt_length=min(config.max_prompt_length, context - 1), overlong=config.overlong),
-    }.get(
-        examples.format,
-        Limits(
-            max_prompt_length=min(config.max_prompt_length, context - 1),
-            max_completion_length=config.max_completion_length,
-            max_length=context,
-            overlong=config.overlong,
-        ),
-    )
-    table = tokenize(examples, model.tokenizer, limits)
+    if change is not None:
+        examples = change(examples)
+    table = tokenize(examples, model.tokenizer, _limits(config, examples.format, model.context))
     counts = table.counts
     if run is not None:
         name, found = option.lstrip("-"), fingerprint(table)
@@ -80,11 +78,20 @@ def _table(config: LanguageConfig, source: str, option: str, model: Any, run: Ru
     return table
 
 
+def _limits(config: LanguageConfig, format: Format, context: int) -> Limits:
+    prompt, answer = min(config.max_prompt_length, context - 1), config.max_completion_length
+    if format == "language-modeling":
+        return Limits(max_length=min(context, config.max_prompt_length + answer), overlong=config.overlong)
+    if format == "prompt-only":
+        return Limits(max_prompt_length=prompt, overlong=config.overlong)
+    return Limits(max_prompt_length=prompt, max_completion_length=answer, max_length=context, overlong=config.overlong)
+
+
 def fingerprint(table: Table) -> str:
     """A SHA-256 of everything in a table that training can depend on."""
     digest = hashlib.sha256(json.dumps([table.extra, table.prompts], sort_keys=True, default=str).encode())
     for name, values in sorted(table.columns.items()):
-        arrays = [np.atleast_1d(value) for value in values]
+        arrays = [np.atleast_1d(value) for row in values for value in (row if isinstance(row, list) else [row])]
         digest.update(f"{name} {[len(array) for array in arrays]}".encode())
         digest.update(np.concatenate(arrays).tobytes())
     return digest.hexdigest()
@@ -94,9 +101,92 @@ def supervised_table(config: LanguageConfig, source: str, option: str, model: An
     return _table(config, source, option, model, run, ("prompt-completion", "language-modeling"))
 
 
-def pairs_table(config: LanguageConfig, source: str, option: str, model: Any, run: Run | None) -> Table:
-    return _table(config, source, option, model, run, ("preference",))
+def pairs_table(
+    config: LanguageConfig,
+    source: str,
+    option: str,
+    model: Any,
+    run: Run | None,
+    *,
+    scorer: Scorer | None = None,
+    scores: bool = False,
+    augmented: bool = False,
+    revisions: bool = False,
+) -> Table:
+    """Pairs. `scores`: with the columns of their answers' scores; `augmented`: conditioned on target scores, twice as many; `revisions`: with the
+    prompts that show one of the answers and ask for a better one."""
+
+    def change(examples: Examples) -> Examples:
+        if scores or augmented:
+            examples = with_scores(examples, ("chosen", "rejected"), scorer)
+        if augmented:
+            examples = reward_augmented(examples)
+        if revisions:
+            shown = {side: [revision_prompt(row["prompt"], row[side]) for row in examples.records] for side in ("chosen", "rejected")}
+            examples = replace(examples, extra=examples.extra | {_shows(side): prompts for side, prompts in shown.items()})
+        return examples
+
+    table = _table(config, source, option, model, run, ("preference",), change)
+    if scores:
+        table = table.with_columns(**{name: table.extra[name] for name in ("chosen_score", "rejected_score")})
+    if revisions:
+        # The prompt may be long and must stay whole at its end; what is cut from its beginning is counted with the plain prompts.
+        room = Limits(max_prompt_length=model.context - max(1, config.max_completion_length))
+        for side in ("chosen", "rejected"):
+            prompts = read_examples(read_rows([{"prompt": prompt} for prompt in table.extra.pop(_shows(side))]), ("prompt-only",))
+            table = table.with_columns(**{f"revise_{side}_ids": tokenize(prompts, model.tokenizer, room).columns["prompt_ids"]})
+    return table
 
 
-def prompts_table(config: LanguageConfig, source: str, option: str, model: Any, run: Run | None) -> Table:
-    return _table(config, source, option, model, run, ("prompt-only",))
+def _shows(side: str) -> str:
+    return f"revision of the {side} answer"
+
+
+def labelled_table(
+    config: LanguageConfig,
+    source: str,
+    option: str,
+    model: Any,
+    run: Run | None,
+    *,
+    scorer: Scorer | None = None,
+    labels: bool = False,
+    scores: bool = False,
+) -> Table:
+    """Single answers: with labels from unpaired rows or from the sides of pairs; without, completions are taken too. `scores`: with the column of
+    the answers' scores."""
+    wanted: tuple[Format, ...] = ("unpaired", "preference") if labels else ("unpaired", "prompt-completion", "preference")
+
+    def change(examples: Examples) -> Examples:
+        examples = unpaired(examples)
+        return with_scores(examples, ("completion",), scorer) if scores else examples
+
+    table = _table(config, source, option, model, run, wanted, change)
+    return table.with_columns(score=table.extra["score"]) if scores else table
+
+
+def ranked_table(config: LanguageConfig, source: str, option: str, model: Any, run: Run | None) -> Table:
+    """Lists of answers from best to worst, from ranked rows or from pairs."""
+
+    def change(examples: Examples) -> Examples:
+        if examples.format == "ranked":
+            return examples
+        records = [
+            {name: row[name] for name in ("prompt", "tools") if name in row}
+            | {"completions": [row["chosen"], row["rejected"]], "quality": [1.0, 0.0]}
+            for row in examples.records
+        ]
+        return replace(examples, format="ranked", records=records)
+
+    return _table(config, source, option, model, run, ("ranked", "preference"), change)
+
+
+def prompts_table(
+    config: LanguageConfig,
+    source: str,
+    option: str,
+    model: Any,
+    run: Run | None,
+    change: Callable[[Examples], Examples] | None = None,
+) -> Table:
+    return _table(config, source, option, model, run, ("prompt-only",), change)

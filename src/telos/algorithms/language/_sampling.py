@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,21 +15,24 @@ from telos.dataflow import Role, transfer
 from telos.environments.text.base import Item, load_testbed
 from telos.models.generation import Sampling, make_engine
 from telos.models.language import LanguageModel
-from telos.objectives.rewards import RewardSource, load_reward
+from telos.objectives.rewards import RewardSource, load_reward, require_some
 
 
 class Writer(Role):
-    """Generates answers with the policy's current weights."""
+    """Generates answers with a model's current weights. `under` gives the context in which it writes: without its adapter, for a reference."""
 
-    def __init__(self, model: LanguageModel, engine: str = "native") -> None:
-        self.model = model
+    def __init__(
+        self, model: LanguageModel, engine: str = "native", under: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> None:
+        self.model, self.under = model, under
         self.engine = make_engine(model, engine)
 
     @transfer(split="rows", collect="rows")
     def write(self, prompts: Prompts, *, sampling: Sampling, n: int = 1, seed: int = 0) -> tuple[Rollouts, list[str]]:
         """`n` answers to each prompt, those of a prompt together, and their texts without end tokens."""
         ids = [row[:length] for row, length in zip(prompts.prompt_ids.tolist(), prompts.prompt_length.tolist(), strict=True)]
-        drawn = self.engine.generate(ids, sampling, n=n, seed=seed)
+        with self.under():
+            drawn = self.engine.generate(ids, sampling, n=n, seed=seed)
         count, width = drawn.ids.shape
         rows = prompts.row.repeat_interleave(n)
         positions = torch.arange(width, device=drawn.ids.device)
@@ -75,6 +79,26 @@ def sample_texts(
         _, texts = writer.write(table.batch(rows).to(model.device), sampling=sampling, n=n, seed=seed + start)  # type: ignore[arg-type]
         out += [texts[i : i + n] for i in range(0, len(texts), n)]
     return out
+
+
+def scorer(
+    reward: RewardSource, model: LanguageModel, batch: int = 64
+) -> Callable[[list[Any], list[str], dict[str, list[Any]]], list[float]]:
+    """A reward as a function of prompts, answers and the data's columns; NaN where it gives none."""
+
+    def score(prompts: list[Any], answers: list[str], columns: dict[str, list[Any]]) -> list[float]:
+        found: list[float] = []
+        tokenizer: Any = model.tokenizer
+        for start in range(0, len(answers), batch):
+            rows = slice(start, start + batch)
+            ids = tokenizer(answers[rows], add_special_tokens=False)["input_ids"]
+            part = {name: values[rows] for name, values in columns.items()}
+            scores = reward.score(prompts[rows], answers[rows], ids, part)
+            require_some(scores, reward.name)
+            found += scores.values.tolist()
+        return found
+
+    return score
 
 
 def open_reward(spec: str | Callable[..., Any], *, timeout: float, on_error: Any, policy: LanguageModel | None = None) -> RewardSource:

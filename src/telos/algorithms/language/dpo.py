@@ -11,17 +11,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from telos.algorithms.language._loop_pairs import PairsConfig
+from telos.algorithms.language._loop_pairs import LogisticConfig
 from telos.core.config import require
 from telos.core.method import Method
-from telos.functional.pairwise import PairLogps, diagnostics
+from telos.functional.pairwise import PairLogps, diagnostics, smoothed_logistic
 from telos.functional.reduction import Losses
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(PairsConfig):
+class Config(LogisticConfig):
     """Options of DPO."""
 
     beta: float = 0.1  # strength of the KL regularisation, > 0 (paper: 0.1; 0.5 for summaries)
@@ -33,16 +32,12 @@ class Config(PairsConfig):
 
 def implicit_rewards(config: Config, pair: PairLogps) -> tuple[Tensor, Tensor]:
     """β log π/π_ref of the chosen and the rejected answers, both [B]."""
-    assert pair.reference_chosen is not None
-    assert pair.reference_rejected is not None
-    return config.beta * (pair.chosen.sum - pair.reference_chosen.sum), config.beta * (pair.rejected.sum - pair.reference_rejected.sum)
+    return config.beta * pair.chosen_ratio, config.beta * pair.rejected_ratio
 
 
 def loss(config: Config, pair: PairLogps) -> Losses:
     chosen, rejected = implicit_rewards(config, pair)
-    margin, eps = chosen - rejected, config.label_smoothing
-    values = -(1 - eps) * logsigmoid(margin) - eps * logsigmoid(-margin)
-    return Losses(values, metrics=diagnostics(pair, chosen, rejected))
+    return Losses(smoothed_logistic(chosen - rejected, config.label_smoothing), metrics=diagnostics(pair, chosen, rejected))
 
 
 METHOD = Method(

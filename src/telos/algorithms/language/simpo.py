@@ -11,17 +11,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch.nn.functional import logsigmoid
-
-from telos.algorithms.language._loop_pairs import PairsConfig
+from telos.algorithms.language._loop_pairs import LogisticConfig
 from telos.core.config import require
 from telos.core.method import Method
-from telos.functional.pairwise import PairLogps, diagnostics
+from telos.functional.pairwise import PairLogps, diagnostics, smoothed_logistic
 from telos.functional.reduction import Losses
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(PairsConfig):
+class Config(LogisticConfig):
     """Options of SimPO."""
 
     beta: float = 2.0  # scale of the reward, > 0 (paper: 2.0 to 2.5)
@@ -35,9 +33,8 @@ class Config(PairsConfig):
 
 def loss(config: Config, pair: PairLogps) -> Losses:
     chosen, rejected = config.beta * pair.chosen.mean, config.beta * pair.rejected.mean
-    logits, eps = chosen - rejected - config.gamma_beta_ratio * config.beta, config.label_smoothing
-    values = -(1 - eps) * logsigmoid(logits) - eps * logsigmoid(-logits)
-    return Losses(values, metrics=diagnostics(pair, chosen, rejected))
+    logits = chosen - rejected - config.gamma_beta_ratio * config.beta
+    return Losses(smoothed_logistic(logits, config.label_smoothing), metrics=diagnostics(pair, chosen, rejected))
 
 
 METHOD = Method(

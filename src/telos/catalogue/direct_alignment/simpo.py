@@ -17,19 +17,21 @@ from telos.evaluation.statistics import length_controlled_win_rate
 
 SIMPO: dict[str, Any] = {"batch_size": 16, "learning_rate": 1e-4, "beta": 2.0, "gamma_beta_ratio": 0.5, "lr_schedule": "linear"}
 _PEAK = """
-import resource, sys, telos
-telos.train(sys.argv[1], model=sys.argv[2], data=sys.argv[3], out=sys.argv[4], steps=3, batch_size=16, checkpoint_every=0)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+import sys, telos
+telos.train(sys.argv[1], model=sys.argv[2], data=sys.argv[3], out=sys.argv[4], steps=3, batch_size=16, checkpoint_every=0, eval_prompts=0)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
 def peak_memory_mib(method: str, model: str, data: Path, out: Path) -> float:
-    """Peak resident memory of a process of its own that trains three steps, in MiB."""
+    """Peak resident memory of a process of its own that trains three steps, in MiB.
+
+    The kernel's own high-water mark, because `ru_maxrss` of a child begins at its parent's memory.
+    """
     done = subprocess.run([sys.executable, "-c", _PEAK, method, model, str(data), str(out)], capture_output=True, text=True)
     if done.returncode:
         raise Failure(f"measuring the memory of {method} failed: {done.stderr.strip().splitlines()[-1:]}")
-    unit = 1024 if sys.platform != "darwin" else 1024**2  # Linux counts KiB, macOS bytes
-    return float(done.stdout.split()[-1]) / unit
+    return float(done.stdout.split()[-1]) / 1024
 
 
 def experiment(root: Path, seed: int, settings: Mapping[str, Any], watch: Any = None) -> dict[str, float]:
