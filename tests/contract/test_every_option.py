@@ -159,6 +159,12 @@ class Places:
             return {"data_reward_augmented": True, "data": self.world.data["preference"], "reward": rewards[name]}
         if name in rewards and loop == "iterative":
             return {"reward": [rewards[name]]}
+        if name == "loss_degree_levels":
+            return {"loss_degree": 0.5}
+        if name == "alpha":
+            return {"divergence": "alpha"}
+        if name == "chat_template" and "scores" in method.needs and loop == "pairs":
+            return {"model": self.world.chat_model, "data": self.messages[loop], "reward": self.named["reward"]}
         if name == "judge":
             return {"reward": []}
         return found.get(name, {})

@@ -90,6 +90,19 @@ def test_drawn_token_is_allowed_and_its_logprob_is_the_renormalised_one(case: tu
         assert float(logprob[row]) == pytest.approx(np.log(p[row][token[row]] / p[row][among].sum()), abs=2e-5)
 
 
+@settings(max_examples=100, deadline=None)
+@given(draws())
+def test_without_restriction_the_token_is_where_the_cumulated_distribution_passes_u(
+    case: tuple[torch.Tensor, torch.Tensor, Sampling],
+) -> None:
+    logits, u, sampling = case
+    plain = Sampling(temperature=sampling.temperature)
+    cumulated = np.pad(softmax64(logits, plain.temperature).cumsum(1), ((0, 0), (1, 0)))
+    token, _, _ = pick(logits.clone(), u, plain)
+    for row, chosen in enumerate(token.tolist()):
+        assert cumulated[row, chosen] - 2e-6 <= float(u[row]) <= cumulated[row, chosen + 1] + 2e-6
+
+
 @settings(max_examples=60, deadline=None)
 @given(draws())
 def test_greedy_takes_the_most_likely_token_and_records_temperature_one(case: tuple[torch.Tensor, torch.Tensor, Sampling]) -> None:

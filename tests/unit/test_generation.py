@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import random
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,11 +27,12 @@ from transformers import (
     T5Config,
 )
 
+from support import make_model
 from telos.core.errors import Failure, UsageError
 from telos.models import packing
-from telos.models.generation import Generated, Sampling, make_engine, native, weight_version
+from telos.models.generation import Generated, Sampling, lean, make_engine, native, weight_version
 from telos.models.generation.lean import FAMILIES, reason_against
-from telos.models.generation.native import NativeEngine
+from telos.models.generation.native import Mixture, NativeEngine
 from telos.models.generation.sampler import split_mix, uniforms
 from telos.models.language import LanguageModel, Lora, add_lora
 
@@ -288,6 +290,25 @@ def test_batching_under_a_memory_limit_changes_no_answer(monkeypatch: pytest.Mon
         torch.use_deterministic_algorithms(False)
     assert_same(parts, whole)
     assert len(starts) > 3
+
+
+@pytest.mark.parametrize(("name", "n"), [("llama", 1), ("llama", 3), ("llama, grouped queries, biases", 1), ("qwen3", 2)])
+def test_a_cache_that_grows_changes_no_answer(name: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts, sampling = language_model(CONFIGS[name]()), some_prompts(6), Sampling(max_new_tokens=44)
+    at_once = NativeEngine(model, "lean").generate(prompts, sampling, n=n, seed=2)
+    grown = []
+    original = lean._Cache.grown
+    monkeypatch.setattr(lean, "_GROWTH", 1)
+    monkeypatch.setattr(
+        lean._Cache, "grown", lambda self, rows, used, columns: grown.append(columns) or original(self, rows, used, columns)
+    )
+    torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN, which must not reach any answer
+    try:
+        assert_same(NativeEngine(model, "lean").generate(prompts, sampling, n=n, seed=2), at_once)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len(set(grown)) >= 2
+    torch.testing.assert_close(recomputed(model, prompts, at_once, sampling), at_once.logprobs, atol=1e-4, rtol=0)
 
 
 def test_prompts_are_computed_once_whatever_n_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -589,3 +610,20 @@ def test_uniforms_depend_on_seed_row_and_step_alone() -> None:
     assert not torch.equal(uniforms(4, np.array([500, 1]), 4), narrow)
     assert float(wide.min()) >= 0
     assert float(wide.max()) < 1
+
+
+@pytest.mark.parametrize("path", ["lean", "generic"])
+def test_a_mixture_draws_from_the_normalised_product_of_both_distributions(path: Any, tmp_path: Path) -> None:
+    mine, theirs = (LanguageModel.load(str(make_model(tmp_path / f"{seed}", seed)), device="cpu") for seed in (0, 7))
+    prompts, sampling = [[5, 9, 11], [20, 4], [7]], Sampling(max_new_tokens=5)
+    for share in (0.0, 0.3, 1.0):
+        drawn = NativeEngine(mine, path=path, mixture=Mixture(theirs, share)).generate(prompts, sampling, n=2, seed=3)
+        rows = [prompt for prompt in prompts for _ in range(2)]
+        for row, prompt in enumerate(rows):
+            ids = prompt + drawn.ids[row, : drawn.length[row]].tolist()
+            with torch.no_grad():
+                logs = [model.base(torch.tensor([ids])).logits[0].log_softmax(-1) for model in (mine, theirs)]
+            mixed = ((1 - share) * logs[0] + share * logs[1]).log_softmax(-1)
+            for place in range(len(prompt), len(ids)):
+                expected = float(mixed[place - 1, ids[place]])
+                assert float(drawn.logprobs[row, place - len(prompt)]) == pytest.approx(expected, abs=1e-4)

@@ -1,36 +1,62 @@
 """What recipes on `review` share: the starting policy, its preferences, a learned reward, and held-out prompts.
 
 The starting policy is `tinylm` fine-tuned on the testbed's own mixed texts: as people write, not as the judge would like. Preferences
-compare two of its answers.
+compare two of its answers. What recipes make alike from the same seed (the start, the pairs, the learned reward, the DPO baseline) is made once and shared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import telos
 from telos.algorithms.language.assess import Assessment
 from telos.catalogue.lab import Lab, Labelling
+from telos.core.run import Run
 from telos.core.seeds import derive
+from telos.environments.text.base import Item
 
 # Chosen on tuning seeds, once, for all recipes on this testbed.
 SFT = {"steps": 60, "batch_size": 16, "learning_rate": 3e-4, "lr_schedule": "linear", "checkpoint_every": 0}
 REWARD = {"steps": 150, "batch_size": 16, "learning_rate": 1e-3, "checkpoint_every": 0}
+DPO: dict[str, Any] = {"batch_size": 16, "learning_rate": 1e-4, "beta": 0.1, "lr_schedule": "linear"}
 SMOKE: Mapping[str, Any] = {"sft_steps": 4, "pairs": 32, "reward_steps": 4, "steps": 4, "iterations": 2, "held_out": 16}
+
+
+def commons(lab: Lab) -> Lab:
+    """The lab of what several recipes make alike from the same seed, beside the recipes' own folders. It is theirs while the sources are the same."""
+    sources = hashlib.sha256()
+    for path in sorted(Path(telos.__file__).parent.rglob("*.py")):
+        sources.update(path.read_bytes())
+    return Lab(
+        lab.root.parent.parent / "shared" / f"{lab.testbed.name}-{lab.seed}-{sources.hexdigest()[:12]}",
+        lab.testbed.name,
+        lab.seed,
+        lab.watch,
+    )
+
+
+def _named(name: str, **options: Any) -> str:
+    """A stage's name with what it depends on, so that other settings make another stage."""
+    return f"{name}-{hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()[:8]}"
 
 
 def starting_policy(lab: Lab, settings: Mapping[str, Any]) -> str:
     """The folder of the fine-tuned policy."""
+    lab = commons(lab)
 
     def rows() -> list[dict[str, Any]]:
         texts = lab.testbed.corpus(2000, derive(lab.seed, "demonstrations") % 2**31)
         return [dict(zip(("prompt", "completion"), _split(text), strict=True)) for text in texts]
 
     data = lab.file("demonstrations.jsonl", rows)
-    run = lab.train("sft", "sft", model="tinylm", data=str(data), **{**SFT, "steps": settings["sft_steps"]})
+    options = {**SFT, "steps": settings["sft_steps"]}
+    run = lab.train(_named("sft", **options), "sft", model="tinylm", data=str(data), **options)
     return str(run.path / "model")
 
 
@@ -40,13 +66,28 @@ def _split(document: str) -> tuple[str, str]:
 
 
 def preferences(lab: Lab, policy: str, settings: Mapping[str, Any], noise: float = 0.0) -> Path:
-    return lab.pairs("pairs", policy, Labelling(pairs=settings["pairs"], noise=noise))
+    """Pairs of the policy's own answers, labelled by the judge."""
+    labelling = Labelling(pairs=settings["pairs"], noise=noise)
+    return commons(lab).pairs(_named("pairs", policy=policy, labelling=labelling), policy, labelling)
 
 
 def learned_reward(lab: Lab, policy: str, pairs: Path, settings: Mapping[str, Any]) -> str:
     """The folder of a reward model that starts from the policy."""
-    run = lab.train("reward-model", "reward-model", model=policy, data=str(pairs), **{**REWARD, "steps": settings["reward_steps"]})
-    return str(run.path / "model")
+    options = {**REWARD, "steps": settings["reward_steps"], "model": policy, "data": str(pairs)}
+    return str(commons(lab).train(_named("reward-model", **options), "reward-model", **options).path / "model")
+
+
+def dpo_baseline(lab: Lab, policy: str, pairs: Path, settings: Mapping[str, Any]) -> Run:
+    """DPO from the same start on the same pairs, with the settings of its own recipe."""
+    options = {**DPO, "model": policy, "data": str(pairs), "steps": settings["steps"], "checkpoint_every": 0, "keep_checkpoints": 1}
+    return commons(lab).train(_named("dpo", **options), "dpo", **options)
+
+
+def measure_common(lab: Lab, model: str | Run, start: str, items: Sequence[Item], reward: str | None = None) -> Assessment:
+    """Answers of a policy that several recipes share, with their divergence from the start."""
+    place = str(model.path) if isinstance(model, Run) else model
+    name = _named("assessment", model=place, start=start, reward=reward, prompts=[item.prompt for item in items])
+    return commons(lab).assess(name, model, items, reference=start, reward=reward)
 
 
 def mean_gold(found: Assessment) -> float:

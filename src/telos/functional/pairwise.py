@@ -125,6 +125,11 @@ class RankedLogps:
         return self.mask.any(-1)
 
 
+def answer_nll(answer: AnswerLogps, per_token: bool) -> Tensor:
+    """−log π(y|x) of each answer in nats, or that over |y|, [B]."""
+    return -(answer.mean if per_token else answer.sum)
+
+
 def smoothed_logistic(logits: Tensor, label_smoothing: float) -> Tensor:
     """−(1 − ε) log σ(z) − ε log σ(−z): the loss of a preference whose label is wrong with probability ε. Any shape."""
     if not label_smoothing:

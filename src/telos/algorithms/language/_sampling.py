@@ -14,18 +14,26 @@ from telos.data.batches import REWARD_VALID, Prompts, Rollouts
 from telos.dataflow import Role, transfer
 from telos.environments.text.base import Item, load_testbed
 from telos.models.generation import Sampling, make_engine
+from telos.models.generation.native import Mixture, NativeEngine
 from telos.models.language import LanguageModel
 from telos.objectives.rewards import RewardSource, load_reward, require_some
 
 
 class Writer(Role):
-    """Generates answers with a model's current weights. `under` gives the context in which it writes: without its adapter, for a reference."""
+    """Generates answers with a model's current weights. `under` gives the context in which it writes: without its adapter, for a reference. With
+    `mixture` it writes with two models at once, which the bundled engine alone can do."""
 
     def __init__(
-        self, model: LanguageModel, engine: str = "native", under: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self,
+        model: LanguageModel,
+        engine: str = "native",
+        under: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        mixture: Mixture | None = None,
     ) -> None:
+        if mixture is not None and engine != "native":
+            raise UsageError(f"--engine {engine} cannot mix two models token by token; use --engine native")
         self.model, self.under = model, under
-        self.engine = make_engine(model, engine)
+        self.engine = make_engine(model, engine) if mixture is None else NativeEngine(model, mixture=mixture)
 
     @transfer(split="rows", collect="rows")
     def write(self, prompts: Prompts, *, sampling: Sampling, n: int = 1, seed: int = 0) -> tuple[Rollouts, list[str]]:

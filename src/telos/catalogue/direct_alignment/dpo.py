@@ -9,13 +9,12 @@ from typing import Any
 import torch
 
 from telos.algorithms.language import dpo
-from telos.catalogue._review import SMOKE, gold_at, learned_reward, mean_gold, preferences, reach, starting_policy, wins
+from telos.catalogue._review import DPO, SMOKE, gold_at, learned_reward, mean_gold, preferences, reach, starting_policy, wins
 from telos.catalogue.claims import Budget, Claim, Fact
 from telos.catalogue.lab import Lab
 from telos.environments.bandit import TabularPolicy, fit, random_bandit, total_variation
 from telos.functional.equilibria import kl_optimum
 
-DPO: dict[str, Any] = {"batch_size": 16, "learning_rate": 1e-4, "beta": 0.1, "lr_schedule": "linear", "keep_checkpoints": 8}
 PPO: dict[str, Any] = {
     "batch_size": 32,
     "minibatch_size": 16,
@@ -48,7 +47,9 @@ def experiment(root: Path, seed: int, settings: Mapping[str, Any], watch: Any = 
     pairs = preferences(lab, start, settings)
     reward = learned_reward(lab, start, pairs, settings)
     every = max(1, settings["steps"] // 4)
-    aligned = lab.train("dpo", "dpo", model=start, data=str(pairs), steps=settings["steps"], checkpoint_every=every, **DPO)
+    aligned = lab.train(
+        "dpo", "dpo", model=start, data=str(pairs), steps=settings["steps"], checkpoint_every=every, keep_checkpoints=8, **DPO
+    )
     often = max(1, settings["iterations"] // 4)
     ppo = lab.train(
         "ppo", "ppo-max", model=start, data="review", reward=reward, steps=settings["iterations"], checkpoint_every=often, **PPO

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from telos.catalogue._review import SMOKE, mean_gold, preferences, starting_policy, wins
+from telos.catalogue._review import SMOKE, dpo_baseline, mean_gold, measure_common, preferences, starting_policy, wins
 from telos.catalogue.claims import Budget, Claim, Fact
-from telos.catalogue.direct_alignment.dpo import DPO
 from telos.catalogue.lab import Lab
 from telos.core.errors import Failure
 from telos.evaluation.statistics import length_controlled_win_rate
@@ -38,13 +37,11 @@ def experiment(root: Path, seed: int, settings: Mapping[str, Any], watch: Any = 
     lab = Lab(root, "review", seed, watch)
     start = starting_policy(lab, settings)
     pairs = preferences(lab, start, settings)
-    common = {"model": start, "data": str(pairs), "steps": settings["steps"], "checkpoint_every": 0}
-    simpo = lab.train("simpo", "simpo", **common, **SIMPO)
-    dpo = lab.train("dpo", "dpo", **common, **{**DPO, "keep_checkpoints": 1})
+    simpo = lab.train("simpo", "simpo", model=start, data=str(pairs), steps=settings["steps"], checkpoint_every=0, **SIMPO)
     items = lab.items(settings["held_out"])
-    ours = lab.assess("simpo", simpo, items)
-    theirs = lab.assess("dpo", dpo, items)
-    before = lab.assess("start", start, items)
+    ours = lab.assess("simpo", simpo, items, reference=start)
+    theirs = measure_common(lab, dpo_baseline(lab, start, pairs, settings), start, items)
+    before = measure_common(lab, start, start, items)
     controlled = length_controlled_win_rate(ours.gold, theirs.gold, ours.length, theirs.length)
     measured = lab.folder("memory")
     peaks = {name: peak_memory_mib(name, start, pairs, measured / f"{name}-{_next(measured, name)}") for name in ("dpo", "simpo")}

@@ -9,6 +9,8 @@ The draw of a token depends on (seed, row, step) alone, so an answer is the same
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -46,12 +48,51 @@ class _Record:
     kept: list[Tensor | None] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """Tokens are drawn in proportion to π(token)^(1 − share) π′(token)^share, where π′ is `model` in the context that `under` gives; share in [0, 1]."""
+
+    model: LanguageModel
+    share: float
+    under: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+class _MixedDecoder:
+    """Two decoders side by side on the same tokens."""
+
+    def __init__(self, mine: _Decoder, theirs: _Decoder, mixture: Mixture) -> None:
+        self.mine, self.theirs, self.mixture = mine, theirs, mixture
+
+    def start(self, prompts: list[list[int]], n: int, steps: int) -> Tensor:
+        first = self.mine.start(prompts, n, steps)
+        with self.mixture.under():
+            return self._mix(first, self.theirs.start(prompts, n, steps))
+
+    def step(self, token: Tensor) -> Tensor:
+        first = self.mine.step(token)
+        with self.mixture.under():
+            return self._mix(first, self.theirs.step(token))
+
+    def compact(self, holes: Tensor, movers: Tensor, order: Tensor) -> None:
+        for decoder in (self.mine, self.theirs):
+            decoder.compact(holes, movers, order)
+
+    def _mix(self, first: Tensor, second: Tensor) -> Tensor:
+        return torch.lerp(first.log_softmax(1), second.log_softmax(1), self.mixture.share)
+
+
 class NativeEngine:
     """`path` forces the lean or the generic way of decoding; `auto` takes the lean one where it is exact. With `compact` false, rows that have
-    ended stay in the batch until all have, for comparison."""
+    ended stay in the batch until all have, for comparison. With `mixture` tokens are drawn from the geometric mixture of two models."""
 
-    def __init__(self, model: LanguageModel, path: Literal["auto", "lean", "generic"] = "auto", compact: bool = True) -> None:
-        self.model, self.path, self.compact = model, path, compact
+    def __init__(
+        self,
+        model: LanguageModel,
+        path: Literal["auto", "lean", "generic"] = "auto",
+        compact: bool = True,
+        mixture: Mixture | None = None,
+    ) -> None:
+        self.model, self.path, self.compact, self.mixture = model, path, compact, mixture
 
     def end_tokens(self) -> list[int]:
         """The ids that end an answer: the tokenizer's end token and those of the model's generation config (chat models end turns with others)."""
@@ -77,8 +118,10 @@ class NativeEngine:
                 room = [model.context - (0 if model.is_encoder_decoder else len(prompt)) for prompt in prompts]
                 limits = [min(sampling.max_new_tokens, r) for r in room]
                 longest = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
-                decoder = self._decoder(longest)
-                mixed = isinstance(decoder, LeanDecoder) or GenericDecoder.mixes_lengths(model)
+                decoder, mixed = self._decoder(model, longest)
+                if self.mixture is not None:
+                    decoder, both = self._mixed_decoder(decoder, self.mixture, longest)
+                    mixed = mixed and both
                 for wave in _waves([len(p) for p in prompts], n, mixed, self._rows_at_once(longest)):
                     self._wave(decoder, [prompts[p] for p in wave], wave, [limits[p] for p in wave], n, sampling, seed, record)
                 ids, logprobs, support = self._assemble(record, count)
@@ -94,15 +137,19 @@ class NativeEngine:
             )
         return out
 
-    def _decoder(self, longest: int) -> LeanDecoder | GenericDecoder:
-        if self.path == "generic":
-            return GenericDecoder(self.model)
-        reason = reason_against(self.model, longest)
+    def _decoder(self, model: LanguageModel, longest: int) -> tuple[_Decoder, bool]:
+        """What decodes a model, and whether prompts of different lengths may share its batch."""
+        reason = "the generic path was asked for" if self.path == "generic" else reason_against(model, longest)
         if reason is None:
-            return LeanDecoder(self.model)
+            return LeanDecoder(model), True
         if self.path == "lean":
-            raise UsageError(f"{self.model.source}: the lean decoding path cannot be used: {reason}")
-        return GenericDecoder(self.model)
+            raise UsageError(f"{model.source}: the lean decoding path cannot be used: {reason}")
+        return GenericDecoder(model), GenericDecoder.mixes_lengths(model)
+
+    def _mixed_decoder(self, mine: _Decoder, mixture: Mixture, longest: int) -> tuple[_Decoder, bool]:
+        with mixture.under():
+            theirs, mixed = self._decoder(mixture.model, longest)
+        return _MixedDecoder(mine, theirs, mixture), mixed
 
     def _rows_at_once(self, longest: int) -> int:
         config = self.model.config

@@ -11,12 +11,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from telos.models.generation import Sampling
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+_LARGEST = 1 - 2.0**-24  # the largest uniform number
+_BLOCK = 64  # weights that are summed before a place among them is drawn
 _WIDTHS = (64, 512)  # tokens looked at for top-p before all are sorted
 
 
@@ -34,16 +37,34 @@ def uniforms(state: int, rows: np.ndarray, steps: int) -> Tensor:
     return torch.from_numpy(((split_mix(state, position) >> np.uint64(40)).astype(np.float32)) * np.float32(2.0**-24))
 
 
-def _invert(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """(index [m, 1], its share of the total [m, 1]) of draws from rows of non-negative weights [m, k].
+def _invert(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(index, its share of the total, what is left of u) [m, 1] each, of draws at u [m, 1] from rows of non-negative weights [m, k].
 
     The largest u, 1 − 2^-24, times the total is below the total in float32, so the first place where the cumulated weight exceeds it exists and has weight.
+    What is left of u is how far into that weight it reaches, again a uniform number of [0, 1 − 2^-24].
     """
     cumulated = weights.cumsum(1)
     total = cumulated[:, -1:]
+    target = u * total
     # The clamp is for rows that are not numbers, which the caller reports; others never reach it.
-    index = torch.searchsorted(cumulated, u[:, None] * total, right=True).clamp_(max=weights.shape[1] - 1)
-    return index, weights.gather(1, index) / total
+    index = torch.searchsorted(cumulated, target, right=True).clamp_(max=weights.shape[1] - 1)
+    weight = weights.gather(1, index)
+    left = (target - cumulated.gather(1, index)).div_(weight).add_(1)
+    return index, weight / total, left.clamp_(0, _LARGEST)
+
+
+def _draw(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """(index [m, 1], its share of the total [m, 1]) of draws from rows of any number of weights [m, k].
+
+    A block of weights is drawn by its sum, then a place in it: a cumulated sum is serial, and this one is short. For 32 rows of 4096 weights it takes
+    50 µs and the sum over all 140.
+    """
+    blocks = F.pad(weights, (0, -weights.shape[1] % _BLOCK)) if weights.shape[1] % _BLOCK else weights
+    blocks = blocks.unflatten(1, (-1, _BLOCK))
+    block, share, left = _invert(blocks.sum(2), u[:, None])
+    place, part, _ = _invert(blocks.take_along_dim(block[:, :, None], 1)[:, 0], left)
+    # Again the clamp is for rows that are not numbers.
+    return (block * _BLOCK + place).clamp_(max=weights.shape[1] - 1), share * part
 
 
 def pick(logits: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -54,10 +75,10 @@ def pick(logits: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor,
     if sampling.temperature != 1:
         logits = logits.div_(sampling.temperature)
     if not sampling.restricted:
-        token, share = _invert(torch.softmax(logits, 1), u)
+        token, share = _draw(torch.softmax(logits, 1), u)
         return token[:, 0], share[:, 0].log(), None
     weights, order = allowed(logits, sampling)
-    place, share = _invert(weights, u)
+    place, share, _ = _invert(weights, u[:, None])
     kept = torch.where(weights > 0, order, -1)
     return order.gather(1, place)[:, 0], share[:, 0].log(), kept
 
