@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[test,dev]'
 	@touch $@
 
-run: setup ## the whole path on bundled data: SFT, reward model, DPO, PPO, and a report (about 6 minutes on 2 cores)
+run: setup ## the whole path on bundled data: SFT, reward model, DPO, PPO, and a report (about 4 minutes on 2 cores)
 	@$(BIN)/telos quickstart
 
 test: check ## lint, types, docs, then every test but the long ones

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, T5Config, T5ForConditionalGeneration
 
 from data_fixtures import CHATML, assistant, tiny_tokenizer, user, write_jsonl
 from telos.algorithms.run import build, prepare
@@ -80,6 +80,28 @@ def make_model(
         model.lm_head.weight[model.config.eos_token_id] = mean * wanted / mean.square().sum()
     model.save_pretrained(folder)
     tiny_tokenizer(padding_side=padding_side, pad_is_eos=pad_is_eos, chat=CHATML if chat else None).save_pretrained(folder)
+    return folder
+
+
+def make_encoder_decoder(folder: Path, seed: int = 0) -> Path:
+    """A folder with a random two-layer T5 on the same tokenizer."""
+    words = tiny_tokenizer()
+    torch.manual_seed(seed)
+    config = T5Config(
+        vocab_size=len(words),
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
+        tie_word_embeddings=False,
+        pad_token_id=words.pad_token_id,
+        eos_token_id=words.eos_token_id,
+        decoder_start_token_id=words.pad_token_id,
+    )
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    words.save_pretrained(folder)
     return folder
 
 
@@ -163,6 +185,7 @@ class World:
         self.root = root
         self.model = str(make_model(root / "model"))
         self.other_model = str(make_model(root / "other-model", seed=7))
+        self.encoder_decoder = str(make_encoder_decoder(root / "encoder-decoder"))
         self.chat_model = str(make_model(root / "chat-model", chat=True))
         self.reward_model = str(make_reward_model(root / "reward-model"))
         self.reward = make_reward(root)

@@ -42,6 +42,9 @@ REFUSED_AFTER = {
     "reference_cache": "--reference_cache",
     "reward": "--reward has no effect on",
     "reward_scale": "--reward_scale has no effect",
+    "samples_from": "--samples_from",
+    "data_reward_augmented": "--data_reward_augmented",
+    "overlong": "no usable row is left",
     "lora_dropout": "--lora_dropout must be 0",
 }
 
@@ -59,10 +62,12 @@ VALUES: dict[str, Any] = {
     "max_grad_norm": 0.01,
     "max_prompt_length": 3,
     "precision": "bfloat16",
-    "reward_scale": 50.0,
+    "reward_scale": 0.01,
     "reward_timeout": 0.02,
     "samples_length": 1,
     "temperature": 0.5,
+    "top_k": 5,
+    "top_p": 0.9,
     "warmup_steps": 2,
 }
 
@@ -160,10 +165,10 @@ class Places:
         if name in rewards and loop == "iterative":
             return {"reward": [rewards[name]]}
         if name == "loss_degree_levels":
-            return {"loss_degree": 0.5}
+            return {"loss_degree": 0.3}
         if name == "alpha":
             return {"divergence": "alpha"}
-        if name == "chat_template" and "scores" in method.needs and loop == "pairs":
+        if name == "chat_template" and loop == "pairs" and ("scores" in method.needs or method.key == "reward-augmented"):
             return {"model": self.world.chat_model, "data": self.messages[loop], "reward": self.named["reward"]}
         if name == "judge":
             return {"reward": []}

@@ -46,7 +46,8 @@ class Pairs(TensorClass):
 
     Where a method asks for them: chosen_score, rejected_score [B] float32; revise_chosen_ids, revise_rejected_ids [B, Q] int64 with lengths:
     the prompt that shows one of the answers and asks for a better one; sample_ids [B, n, S] int64 with sample_length [B, n]: further answers
-    to the prompt.
+    to the prompt; version_ids [B, V] int64 with version_length [B]: versions of both answers that lack more and more of their content, one after
+    another, version_ends [B, 2 K] int64 with version_count [B]: where each ends, and degree [B, 2] int64: which of them is looked at.
     """
 
     ragged: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -55,6 +56,8 @@ class Pairs(TensorClass):
         "rejected_length": ("rejected_ids",),
         "revise_chosen_length": ("revise_chosen_ids",),
         "revise_rejected_length": ("revise_rejected_ids",),
+        "version_length": ("version_ids",),
+        "version_count": ("version_ends",),
     }
     prompt_ids: Tensor
     prompt_length: Tensor
@@ -72,6 +75,11 @@ class Pairs(TensorClass):
     revise_rejected_length: Tensor | None = None
     sample_ids: Tensor | None = None
     sample_length: Tensor | None = None
+    version_ids: Tensor | None = None
+    version_length: Tensor | None = None
+    version_ends: Tensor | None = None
+    version_count: Tensor | None = None
+    degree: Tensor | None = None
 
 
 class Labelled(TensorClass):

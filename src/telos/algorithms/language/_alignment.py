@@ -249,7 +249,7 @@ def _weights_hash(policy: LanguageModel, config: AlignmentConfig) -> str:
     digest = hashlib.sha256((config.reference or "").encode())
     if config.reference is None:
         for name, p in sorted(policy.named_parameters()):
-            if "lora_" not in name or not policy.has_new_adapter:
+            if name.startswith("model.") and ("lora_" not in name or not policy.has_new_adapter):
                 digest.update(name.encode() + p.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
     for name in config.reference.removeprefix("soup:").split(","):

@@ -8,23 +8,26 @@ scored for it, and is in memory for no other method:
 - "samples": answers drawn for the pairs' prompts at every step, by the policy or by the reference (`SampledConfig`);
 - "revisions": the pair under the prompts that show one of the answers and ask for a better one.
 
-With `--data.reward_augmented` any of these methods learns from pairs conditioned on target scores (Zhang et al. 2024).
+With `--data.reward_augmented` any of these methods learns from pairs conditioned on target scores (Zhang et al. 2024), with `--loss.degree` it also
+learns to tell how much of an answer's content was taken away (Li et al. 2024, see `_degree`).
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from telos.algorithms.language import _degree
 from telos.algorithms.language._alignment import AlignmentProgram, ScoredConfig
 from telos.algorithms.language._rows import pairs_table
 from telos.algorithms.language._sampling import Writer
 from telos.core.config import require
+from telos.core.errors import UsageError
 from telos.core.method import Method
 from telos.core.run import Run
 from telos.core.seeds import derive
@@ -34,6 +37,7 @@ from telos.dataflow import Group
 from telos.functional.pairwise import AnswerLogps, PairLogps, SampleLogps
 from telos.functional.reduction import Denominators, Losses
 from telos.models.generation import Sampling
+from telos.models.language import LanguageModel
 from telos.models.packing import Answers
 
 _WINDOW = 10  # steps whose mean decides whether the chosen answers have become less likely
@@ -44,6 +48,15 @@ class PairsConfig(ScoredConfig):
     """Options of training on pairs."""
 
     data_reward_augmented: bool = False  # learn from both sides of each pair, conditioned on their scores (Zhang et al. 2024)
+    loss_degree: float = 0.0  # weight of the self-supervised preference-degree loss (Li et al. 2024), >= 0; 0 = none
+    loss_degree_levels: int = 4  # degrees that it tells apart, >= 2: version d of an answer lacks d / levels of its key phrases
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, ">= 0", "loss_degree")
+        require(self, ">= 2", "loss_degree_levels")
+        if self.loss_degree == 0 and self.loss_degree_levels != PairsConfig.loss_degree_levels:
+            raise UsageError("--loss_degree_levels has no effect while --loss_degree is 0; give a weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +126,7 @@ class Program(AlignmentProgram):
 
     def __init__(self, method: Method, config: PairsConfig, run: Run) -> None:
         self.sampler: Group[Writer] | None = None
+        self._step = 0
         self.kinds = 2 + 4 * ("revisions" in method.needs)
         if isinstance(config, SampledConfig):
             self.kinds += config.samples_per_prompt
@@ -123,6 +137,12 @@ class Program(AlignmentProgram):
         self._chosen: list[float] = []  # mean log-probability of the chosen answers at the first steps
         self._recent: deque[float] = deque(maxlen=_WINDOW)
         self._warned = False
+
+    def build_model(self) -> LanguageModel:
+        c, model = self.config, super().build_model()
+        if c.loss_degree:
+            _degree.add_head(model, c.loss_degree_levels, c.seed)
+        return model
 
     def layout(self, batch: Pairs) -> Answers:
         return layout(batch)
@@ -139,6 +159,7 @@ class Program(AlignmentProgram):
             scores="scores" in needs,
             augmented=c.data_reward_augmented,
             revisions="revisions" in needs,
+            degrees=c.loss_degree_levels if c.loss_degree else 0,
         )
 
     def denominators(self, batch: Pairs) -> Denominators:
@@ -146,6 +167,10 @@ class Program(AlignmentProgram):
 
     def batch(self, table: Table, indices: Any) -> Pairs:
         batch = super().batch(table, indices)
+        if self.config.loss_degree:
+            # By the step, not by a counter: a batch that is asked for once more, or for another purpose, changes no later draw.
+            place = ("held out", int(batch.row[0])) if self._evaluating else ("step", self._step)
+            batch = _degree.draw(batch, self.config.seed, *place)
         return batch if self.sampler is None else self._with_samples(batch)
 
     def _with_samples(self, batch: Pairs) -> Pairs:
@@ -164,11 +189,15 @@ class Program(AlignmentProgram):
         tokens = model.logprobs(answers).logprobs
         shape = (len(part), self.kinds, tokens.shape[1])
         assert self.method.loss is not None
-        return self.method.loss(self.config, pair_logps(tokens.view(shape), answers.mask.view(shape), rows[0] if rows else None, part))
+        found = self.method.loss(self.config, pair_logps(tokens.view(shape), answers.mask.view(shape), rows[0] if rows else None, part))
+        if not self.config.loss_degree:
+            return found
+        return replace(found, extra=(*found.extra, _degree.losses(model, part, self.config.loss_degree)))
 
     # -- what users should be told ---------------------------------------------------------------------------------------------------------------
 
     def step(self, index: int) -> dict[str, float]:
+        self._step = index
         metrics = super().step(index)
         self._watch_chosen(index, metrics)
         return metrics

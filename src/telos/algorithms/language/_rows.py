@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from telos.algorithms.language import _degree
 from telos.algorithms.language._options import LanguageConfig
 from telos.core.errors import UsageError
 from telos.core.run import Run
@@ -20,6 +21,7 @@ from telos.data.readers import read_rows
 from telos.data.tokenize import Limits, Table, tokenize
 from telos.environments.text.base import TESTBEDS, Split, TextTestbed, load_testbed
 
+_VERSIONS = "versions of the answers"
 _TESTBED_ROWS = 4000  # rows taken from a bundled testbed named in --data; files from `telos data make` can be of any size
 
 
@@ -112,9 +114,10 @@ def pairs_table(
     scores: bool = False,
     augmented: bool = False,
     revisions: bool = False,
+    degrees: int = 0,
 ) -> Table:
     """Pairs. `scores`: with the columns of their answers' scores; `augmented`: conditioned on target scores, twice as many; `revisions`: with the
-    prompts that show one of the answers and ask for a better one."""
+    prompts that show one of the answers and ask for a better one; `degrees`: with so many versions of each answer, of falling content."""
 
     def change(examples: Examples) -> Examples:
         if scores or augmented:
@@ -124,17 +127,24 @@ def pairs_table(
         if revisions:
             shown = {side: [revision_prompt(row["prompt"], row[side]) for row in examples.records] for side in ("chosen", "rejected")}
             examples = replace(examples, extra=examples.extra | {_shows(side): prompts for side, prompts in shown.items()})
+        if degrees:
+            texts = [{side: _degree.versions(row[side], degrees) for side in _degree.SIDES} for row in examples.records]
+            examples = replace(examples, extra=examples.extra | {_VERSIONS: texts})
         return examples
 
     table = _table(config, source, option, model, run, ("preference",), change)
     if scores:
         table = table.with_columns(**{name: table.extra[name] for name in ("chosen_score", "rejected_score")})
     if revisions:
-        # The prompt may be long and must stay whole at its end; what is cut from its beginning is counted with the plain prompts.
-        room = Limits(max_prompt_length=model.context - max(1, config.max_completion_length))
+        # Such a prompt may be long. It must stay whole at its end, where the prompt comes again, and it must leave room for the longest answer.
+        longest = max(len(ids) for side in ("chosen", "rejected") for ids in table.columns[f"{side}_ids"])
+        room = Limits(max_prompt_length=model.context - longest)
         for side in ("chosen", "rejected"):
             prompts = read_examples(read_rows([{"prompt": prompt} for prompt in table.extra.pop(_shows(side))]), ("prompt-only",))
             table = table.with_columns(**{f"revise_{side}_ids": tokenize(prompts, model.tokenizer, room).columns["prompt_ids"]})
+    if degrees:
+        limits = _limits(config, "preference", model.context)
+        table = _degree.with_versions(table, table.extra.pop(_VERSIONS), model.tokenizer, limits)
     return table
 
 
