@@ -1,12 +1,12 @@
 """Claims: what a system's run must show, decided by figures over seeds, and written down as it fell.
 
-A claim is a list of facts. A fact names a figure that the experiment measures once per reporting seed, and a bound; its interval
-(bootstrap of the interquartile
-mean over seeds, 95 %) decides: *supported* when the whole interval satisfies the bound, *not supported* when the whole interval violates it, *inconclusive*
-otherwise. The claim is supported when all its facts are, not supported when one is not, and inconclusive otherwise.
+A claim is a list of facts. A fact names a figure that the experiment measures once per reporting seed, and a bound; its interval (bootstrap
+of the interquartile mean over seeds, 95 %) decides: *supported* when the whole interval satisfies the bound, *not supported* when the whole
+interval violates it, *inconclusive* otherwise. The claim is supported when all its facts are, not supported when one is not, and
+inconclusive otherwise.
 
-Seeds come from the reporting range (`core.seeds`), which no tuning can have seen. With three to five seeds a percentile bootstrap is somewhat too narrow;
-records therefore carry every seed's figures.
+Seeds come from the reporting range (`core.seeds`), which no tuning can have seen. With three to five seeds a percentile bootstrap is
+somewhat too narrow; records therefore carry every seed's figures.
 """
 
 from __future__ import annotations

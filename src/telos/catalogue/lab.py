@@ -1,9 +1,8 @@
 """A laboratory for language recipes: stages that are done once, survive a kill, and are measured on held-out prompts.
 
-Recipes and the quickstart are ordinary programs over these few verbs: fine-tune, make preferences, learn a reward, align, assess.
-Each stage writes into its own
-folder below the lab's; a stage that is finished is read, one that was interrupted is resumed bit for bit, so that running the same program
-again continues it.
+Recipes and the quickstart are ordinary programs over these few verbs: fine-tune, make preferences, learn a reward, align, assess. Each
+stage writes into its own folder below the lab's; a stage that is finished is read, one that was interrupted is resumed bit for bit, so that
+running the same program again continues it.
 """
 
 from __future__ import annotations

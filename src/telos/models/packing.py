@@ -1,13 +1,12 @@
 """Batches of prompts with several answers, laid out as one row of real tokens.
 
-A batch of pairs (or a group of samples per prompt) is a set of trees: a prompt, and branches that follow it. All token-wise work (embedding,
-projections, MLP) runs once per token of the tree, so a prompt shared by both answers of a pair, or by a group of sixteen, is computed once,
-and padding is never computed at all. Only attention needs rows: there each branch is gathered as prompt + answer, right-padded among rows of
-about its length, and plain causal attention is exact because padding stands behind every real query.
+A batch of pairs (or a group of samples per prompt) is a set of trees: a prompt, and branches that follow it. All token-wise work
+(embedding, projections, MLP) runs once per token of the tree, so a prompt shared by both answers of a pair, or by a group of sixteen, is
+computed once, and padding is never computed at all. Only attention needs rows: there each branch is gathered as prompt + answer, right-
+padded among rows of about its length, and plain causal attention is exact because padding stands behind every real query.
 
-The layout works for every Hugging Face decoder that goes through the attention interface with full causal attention; `LanguageModel`
-falls back to padded rows for
-the others. Property tests hold that both give the same numbers and gradients.
+The layout works for every Hugging Face decoder that goes through the attention interface with full causal attention; `LanguageModel` falls
+back to padded rows for the others. Property tests hold that both give the same numbers and gradients.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """On-policy reinforcement learning of language models: sample, score, estimate, learn.
 
-One iteration draws `batch_size` prompts, samples answers with the current weights, scores them, and hands a `functional.policy.Scored` to the method's
-`estimate(config, scored, state)`; its advantages then train the policy over `epochs` passes of minibatches with the method's
-`loss(config, view)`, and the critic,
-where the method `needs` one, with `critic_loss(config, view)`.
+One iteration draws `batch_size` prompts, samples answers with the current weights, scores them, and hands a `functional.policy.Scored` to
+the method's `estimate(config, scored, state)`; its advantages then train the policy over `epochs` passes of minibatches with the method's
+`loss(config, view)`, and the critic, where the method `needs` one, with `critic_loss(config, view)`.
 
-The log-probability contract: the answers' token ids are never encoded again, and the first ratio of new to sampled probabilities must be 1 within tolerance,
-or the run stops and says why. Sampling temperature and support travel with the rollout. Answers without a valid reward are masked out and counted.
+The log-probability contract: the answers' token ids are never encoded again, and the first ratio of new to sampled probabilities must be 1
+within tolerance, or the run stops and says why. Sampling temperature and support travel with the rollout. Answers without a valid reward
+are masked out and counted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Methods that choose among sampled answers and change no weight. A step answers one batch of prompts.
 
-A method's `select(config, rewards)` takes rewards [P, n] (−inf where invalid) and returns the kept index of each prompt. Every answer
-with its reward, and which
-was kept, is appended to `samples.jsonl` in the run's folder.
+A method's `select(config, rewards)` takes rewards [P, n] (−inf where invalid) and returns the kept index of each prompt. Every answer with
+its reward, and which was kept, is appended to `samples.jsonl` in the run's folder.
 """
 
 from __future__ import annotations
