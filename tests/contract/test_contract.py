@@ -42,7 +42,7 @@ NEEDS = {  # what a loop offers beside the policy
     "pairs": {"reference", "scores", "samples", "revisions"},
     "unpaired": {"reference", "labels", "scores", "advantages", "kl"},
     "ranked": set(),
-    "iterative": {"reference", "anchor", "history"},
+    "iterative": {"reference", "anchor", "history", "objectives"},
     "reward-model": set(),
     "rollouts": {"reference", "reward", "critic"},
     "sampling": {"reward"},
@@ -390,7 +390,9 @@ def test_weights_that_are_not_numbers_end_the_run_with_one_clear_error(method: M
     assert re.search(r"nan|not finite|not a number|not numbers", str(caught.value), re.IGNORECASE)
     assert read_json(tmp_path / "run" / "run.json")["status"] == "failed"
     assert not (tmp_path / "run" / "model").exists()
-    if method.loop not in ("rollouts", "sampling", "iterative") and "samples" not in method.needs:  # there the engine refuses before there is a batch
+    if (
+        method.loop not in ("rollouts", "sampling", "iterative") and "samples" not in method.needs
+    ):  # there the engine refuses before there is a batch
         assert (tmp_path / "run" / "not-finite.safetensors").is_file()
 
 

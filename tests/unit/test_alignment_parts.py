@@ -89,9 +89,11 @@ def test_at_the_start_the_policys_kl_to_its_reference_is_zero(world: World, tmp_
 
 def test_a_fall_of_the_chosen_answers_is_told_once(world: World, tmp_path: Path) -> None:
     program = program_of("dpo", world.options("pairs", steps=60), tmp_path / "run")
+    for index in range(29):
+        program._watch_chosen(index, {"logps/chosen": -10.0 if index < 10 else -20.0})
     with pytest.warns(TelosWarning, match=r"chosen answers has fallen from -10\.0 to -20\.0"):
-        for index in range(40):
-            program._watch_chosen(index, {"logps/chosen": -10.0 if index < 10 else -20.0})
+        program._watch_chosen(29, {"logps/chosen": -20.0})
+    program._watch_chosen(30, {"logps/chosen": -20.0})
     assert len(program.run.warnings()) == 1
 
 

@@ -9,7 +9,7 @@ import pytest
 from data_fixtures import assistant, user
 from telos.core.errors import DataError, UsageError
 from telos.data.formats import Examples, read_examples
-from telos.data.preferences import answer_text, conditioned, reward_augmented, revision_prompt, unpaired, with_scores
+from telos.data.preferences import answer_text, conditioned, revision_prompt, reward_augmented, unpaired, with_scores
 from telos.data.readers import read_rows
 
 PAIR = {"prompt": "Q", "chosen": "good", "rejected": "bad"}

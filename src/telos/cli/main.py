@@ -119,6 +119,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_data(commands)
 
+    add = _command(commands, "annotate", "annotate:annotate", "compare answers for a run that waits for a human (--judge human:FOLDER)")
+    add.add_argument("folder", metavar="FOLDER", help="the folder that the run's --judge names")
+
     add = _command(commands, "run", "catalogue_commands:run", "run a system's recipe")
     add.add_argument("key", metavar="KEY", help="key or number of a system")
     add.add_argument("--budget", choices=("smoke", "full"), default="full", help="smoke only shows that it runs (default: full)")

@@ -1,18 +1,23 @@
 """Iterative alignment with an oracle: write answers, have them judged, arrange what is learned from, learn; again from the new policy.
 
 A step is one iteration. Its answers come from the sources that the method's `writers(config)` names, by default all from the policy: "policy",
-"reference", "average" (an exponential moving average of the policy's weights) and "mixture" (policy and reference, mixed geometrically token by token).
-The oracle is a reward, a judge of two answers, or a human. `arrange(config, judged)` takes an `objectives.judges.Judged` and returns an `Arranged`: pairs, or
-single answers. `loss(config, view)` takes a `PairLogps` or a `LabelledLogps`, whose anchor is the policy at the start of the iteration, and
-`advance(config, weights, previous)` may change the weights with which the next iteration begins. What a method `needs`:
+"reference", "average" (an exponential moving average of the policy's weights, of which each iteration is the share `average_share`) and "mixture"
+(policy and reference, mixed geometrically token by token, the reference with the share `mixture`). The answers to a prompt stand in the order of the
+sources. The oracle is a reward, a judge of two answers, or a human; where the method's `prepare(config, examples)` changes the prompts, it still sees
+them as they were. `arrange(config, judged)` takes an `objectives.judges.Judged` and returns an `Arranged`: pairs, or single answers.
+`loss(config, view)` takes a `PairLogps`, with the policy at the start of the iteration as its anchor, or a `LabelledLogps`.
+`advance(config, weights, previous)` may change the weights with which the next iteration begins: it gets those just learned, and those that the
+iteration before had learned (at first, those of the start). What a method `needs`:
 
 - "reference": log-probabilities under the model that regularises;
-- "anchor": log-probabilities under the policy at the start of the iteration;
-- "history": the examples of all iterations so far, not of the last one alone.
+- "anchor": log-probabilities under the policy at the start of the iteration in which the answers were written; for pairs;
+- "history": the examples of all iterations so far, not of the last one alone;
+- "objectives": several rewards, which the oracle gives one by one.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,10 +25,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from telos.algorithms.language import _loop_pairs, _loop_unpaired
+from telos.algorithms.language._arrange import Arranged, Floats
 from telos.algorithms.language._loop_rollouts import layout as rollouts_layout
 from telos.algorithms.language._loop_rollouts import score
 from telos.algorithms.language._options import TrainingConfig, load_policy
@@ -43,17 +48,18 @@ from telos.functional.pairwise import AnswerLogps, LabelledLogps, PairLogps, Sam
 from telos.functional.policy import sequence_kl
 from telos.functional.reduction import Denominators, Losses, means
 from telos.models.generation import Sampling
-from telos.objectives.judges import HumanQueue, Judged, bradley_terry, compare_all
-from telos.objectives.rewards import RewardSource
+from telos.models.generation.native import Mixture
+from telos.objectives.judges import Judged, bradley_terry, compare_all, open_judge, same_texts
+from telos.objectives.rewards import RewardSource, require_some
 
-Floats = NDArray[np.float64]
+_AS_GIVEN = "prompt as given"  # column with the prompts as they were before `prepare`
 
 
 @dataclass(frozen=True, kw_only=True)
 class IterativeConfig(TrainingConfig):
     """Options of iterative alignment. A step is one iteration: write, judge, learn."""
 
-    steps: int = 20  # iterations
+    steps: int = 20  # iterations of writing, judging and learning
     batch_size: int = 64  # prompts an iteration
     samples_per_prompt: int = 2  # answers to each prompt
     examples_per_prompt: int = 1  # pairs (or answers) that a prompt gives to learn from, at most
@@ -81,17 +87,19 @@ class IterativeConfig(TrainingConfig):
         require(self, "> 0 and <= 1", "top_p")
 
 
-@dataclass(frozen=True, eq=False)
-class Arranged:
-    """What is learned from, M examples: `first` and `second` are answers (0 … n − 1) of the prompts `prompt` (0 … P − 1), the preferred one first where
-    one is; `second` None makes single answers. `samples` [M, k] are further answers of the prompt for methods that use them."""
+@dataclass(frozen=True, kw_only=True)
+class PairedConfig(IterativeConfig):
+    """Options of iterative methods that learn from pairs of the sampled answers."""
 
-    prompt: NDArray[np.int64]
-    first: NDArray[np.int64]
-    second: NDArray[np.int64] | None = None
-    first_score: Floats | None = None  # what the loss reads as `chosen_score`, or as `score` of single answers
-    second_score: Floats | None = None
-    samples: NDArray[np.int64] | None = None
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, ">= 2", "samples_per_prompt")
+
+
+def refuse_changed(config: IterativeConfig, name: str, why: str) -> None:
+    """Raises `UsageError` when the option `name`, which would have no effect, has another value than by default."""
+    if getattr(config, name) != type(config).__dataclass_fields__[name].default:
+        raise UsageError(f"--{name} has no effect {why}")
 
 
 class Program:
@@ -104,48 +112,55 @@ class Program:
         backend = make_backend(config.backend)
         self.model = load_policy(config)
         self.table = prompts_table(config, config.data, "--data", self.model, run, self._prepare if method.prepare else None)
+        extra = dict(self.table.extra)
+        self.shown = dataclasses.replace(self.table, prompts=extra.pop(_AS_GIVEN, self.table.prompts), extra=extra)  # to the oracle
         if len(self.table) < config.batch_size:
             raise UsageError(f"--batch_size {config.batch_size} is larger than the {len(self.table)} usable prompts of {config.data}")
         self.cursor = Cursor(len(self.table), config.batch_size, derive(config.seed, "rows"), drop_last=True)
         self.sources: dict[str, int] = method.writers(config) if method.writers else {"policy": config.samples_per_prompt}
         self.n = sum(self.sources.values())
-        self.rewards: list[RewardSource] = [
-            open_reward(spec, timeout=config.reward_timeout, on_error=config.reward_on_error, policy=self.model) for spec in config.reward
-        ]
-        self.judge = self._open_judge()
-        examples = config.batch_size * min(config.examples_per_prompt, max(1, self.n))
-        self.learner = backend.place(
-            lambda: Learner(self.model, config, config.steps * config.epochs * math.ceil(examples / config.minibatch_size))
-        )
+        ends = np.cumsum(list(self.sources.values())).tolist()
+        self.places = {name: slice(end - count, end) for (name, count), end in zip(self.sources.items(), ends, strict=True)}
+        options: dict[str, Any] = {"timeout": config.reward_timeout, "on_error": config.reward_on_error}
+        self.rewards: list[RewardSource] = [open_reward(spec, policy=self.model, **options) for spec in config.reward]
+        self.judge: RewardSource | None = None
+        if config.judge is not None:
+            self.judge = open_judge(config.judge, tell=run.warn, **options)
+        self.learner = backend.place(lambda: Learner(self.model, config, config.steps * config.epochs * self.updates))
         wanted = {"reference", "mixture"} & (method.needs | self.sources.keys())
-        self.reference: Group[Reference] | None = backend.place(lambda: Reference(self.model, config.reference)) if wanted else None
         if config.reference is not None and not wanted:
             raise UsageError(f"--reference has no effect on {method.key}, which uses no reference model")
+        self.reference: Group[Reference] | None = backend.place(lambda: Reference(self.model, config.reference)) if wanted else None
         self.now = backend.place(lambda: Scorer(self.model)) if "anchor" in method.needs else None
-        self.average = backend.place(lambda: Reference(self.model)) if "average" in self.sources else None
+        self.average = backend.place(lambda: Scorer(self.model.frozen_copy())) if "average" in self.sources else None
         self.writers = {name: backend.place(lambda name=name: self._writer(name)) for name in self.sources}
-        self.previous: dict[str, Tensor] | None = None  # the weights that the last iteration learned, before `advance`
-        self.history: list[Any] = []
+        # The weights that the last iteration learned, before `advance`.
+        self.previous: dict[str, Tensor] | None = self.learner.call("weights") if method.advance is not None else None
+        self.history: list[tuple[Any, ...]] = []
 
     def _check(self) -> None:
-        c = self.config
+        c, key = self.config, self.method.key
+        if "objectives" in self.method.needs and len(c.reward) < 2:
+            raise UsageError(f"{key} weighs several rewards: give two or more by --reward" + (", and no --judge" if c.judge else ""))
         if bool(c.reward) == bool(c.judge):
             raise UsageError(
                 "give one of --reward (file.py:function, module:function, a reward model's folder or hub id, gold:TESTBED) and --judge "
                 "(file.py:function or module:function that compares two answers, or human:FOLDER)"
             )
+        if c.judge:
+            refuse_changed(c, "reward_scale", "on a judge, which gives probabilities")
+            for name in ("reward_timeout", "reward_on_error") if c.judge.startswith("human:") else ():
+                refuse_changed(c, name, "on a human, who is waited for")
 
     def _prepare(self, examples: Examples) -> Examples:
         assert self.method.prepare is not None
-        return self.method.prepare(self.config, examples)
+        given = [record["prompt"] for record in examples.records]
+        return self.method.prepare(self.config, dataclasses.replace(examples, extra=examples.extra | {_AS_GIVEN: given}))
 
-    def _open_judge(self) -> RewardSource | None:
-        c = self.config
-        if c.judge is None:
-            return None
-        if c.judge.startswith("human:"):
-            return HumanQueue(c.judge.removeprefix("human:"), tell=self.run.warn)
-        return open_reward(c.judge, timeout=c.reward_timeout, on_error=c.reward_on_error, policy=self.model)
+    @property
+    def updates(self) -> int:
+        """Optimiser steps of one pass over the examples that an iteration can give."""
+        return math.ceil(self.config.batch_size * self.config.examples_per_prompt / self.config.minibatch_size)
 
     def _writer(self, name: str) -> Writer:
         c = self.config
@@ -158,18 +173,18 @@ class Program:
         theirs = self.reference.workers[0]
         if name == "reference":
             return Writer(theirs.model, c.engine, under=theirs.as_it_scores)
-        return Writer(self.model, c.engine, mixed_with=theirs, share=c.mixture)  # type: ignore[attr-defined]
+        mixture = Mixture(theirs.model, c.mixture, theirs.as_it_scores)  # type: ignore[attr-defined]
+        return Writer(self.model, c.engine, mixture=mixture)
 
     def plan(self) -> dict[str, Any]:
         """Which size is which, for the user to read before the first step."""
         c = self.config
-        examples = c.batch_size * min(c.examples_per_prompt, max(1, self.n))
         return {
             "prompts": len(self.table),
             "prompts an iteration": c.batch_size,
             "answers a prompt": ", ".join(f"{count} by the {name}" for name, count in self.sources.items()),
-            "examples an iteration, at most": examples,
-            "optimiser steps an iteration, at most": c.epochs * math.ceil(examples / c.minibatch_size),
+            "examples an iteration, at most": c.batch_size * c.examples_per_prompt,
+            "optimiser steps an iteration, at most": c.epochs * self.updates,
             "examples an optimiser step": c.minibatch_size,
             "iterations": c.steps,
             "tokens an answer, at most": c.max_completion_length,
@@ -182,37 +197,42 @@ class Program:
         c = self.config
         rollouts, texts = self._write(index)
         judged = self._judge(index, rollouts, texts)
-        metrics = self._describe(rollouts, judged)
-        reference, anchor = self._score(self.reference, rollouts, "reference"), self._score(self.now, rollouts, "anchor")
-        if reference is not None:
-            mine = torch.arange(len(rollouts), device=reference.device) % self.n < self.sources.get("policy", 0)
-            if bool(mine.any()) and next(iter(self.sources)) == "policy" and not self._tempered:
-                metrics["kl"] = float(sequence_kl(rollouts.logprobs, reference, rollouts.action_mask)[mine].mean())
         assert self.method.arrange is not None
         arranged: Arranged = self.method.arrange(c, judged)
         if len(arranged.prompt) == 0:
             raise Failure(
-                "no example of this iteration can be learned from: every answer was the same or was not judged; look at the reward or the judge, "
-                "or ask for more answers with --samples_per_prompt"
+                f"iteration {index + 1} gave no example to learn from: the answers to each prompt were the same, were not judged, or were passed "
+                f"over by {self.method.key}; look at the reward or the judge, or ask for more answers with --samples_per_prompt"
             )
-        metrics["examples"] = float(len(arranged.prompt))
-        examples = self._examples(arranged, rollouts, reference, anchor)
+        metrics = self._describe(rollouts, judged) | {"examples": float(len(arranged.prompt))}
+        answers = self._answers_of(arranged).to(rollouts.row.device)
+        used = torch.zeros(len(rollouts), dtype=torch.bool, device=answers.device).index_fill(0, answers.flatten(), True)
+        own = self._own(rollouts)
+        reference = self._score(self.reference, "reference", rollouts, used | own)
+        anchor = self._score(self.now, "anchor", rollouts, used)
+        if reference is not None and bool(own.any()):
+            metrics["kl"] = float(sequence_kl(rollouts.logprobs, reference, rollouts.action_mask)[own].mean())
+        batch = self._batch(arranged, answers, rollouts)
+        examples: tuple[Any, ...] = (batch, *(values[answers] for values in (reference, anchor) if values is not None))
         if "history" in self.method.needs:
             self.history.append(examples)
             examples = _join(self.history)
-        before = self.learner.call("weights") if self.method.advance is not None else None
         metrics |= self._learn(index, examples)
-        if before is not None:
-            self._advance(before)
+        if self.method.advance is not None:
+            learned = self.learner.call("weights")
+            self.learner.call("set_weights", self.method.advance(c, learned, self.previous))
+            self.previous = learned
         if self.average is not None:
             self._move_average()
         return metrics
 
-    @property
-    def _tempered(self) -> bool:
-        """Whether answers are drawn from another distribution than the model's own."""
+    def _own(self, rollouts: Rollouts) -> Tensor:
+        """[N] bool: answers that are samples of the policy's own distribution, from which its KL can be estimated."""
         c = self.config
-        return c.temperature != 1 or c.top_p < 1 or c.top_k > 0
+        found = torch.zeros(len(rollouts), dtype=torch.bool, device=rollouts.row.device)
+        if "policy" in self.places and c.temperature == 1 and c.top_p == 1 and c.top_k == 0:
+            found.view(-1, self.n)[:, self.places["policy"]] = True
+        return found
 
     def _write(self, index: int) -> tuple[Rollouts, list[str]]:
         """n answers to each prompt, source after source, those of a prompt together."""
@@ -234,89 +254,103 @@ class Program:
     def _judge(self, index: int, rollouts: Rollouts, texts: list[str]) -> Judged:
         c, n = self.config, self.n
         rows = rollouts.row.view(-1, n)[:, 0].tolist()
-        columns = {name: [values[i] for i in rows] for name, values in self.table.extra.items()}
-        lengths = rollouts.completion_length.view(-1, n).cpu().numpy()
-        generator = numpy_generator(c.seed, "arrange", index)
+        columns = {name: [values[i] for i in rows] for name, values in self.shown.extra.items()}
+        answers = [texts[i : i + n] for i in range(0, len(texts), n)]
+        scores = None
         if self.judge is None:
-            found = [score(reward, self.table, rollouts, texts).values.double().view(-1, n).cpu().numpy() for reward in self.rewards]
-            scores = np.stack(found, -1)
-            return Judged(bradley_terry(scores.sum(-1), c.reward_scale), scores, lengths, columns, generator)
-        prompts = [self.table.prompts[i] for i in rows]
-        ids = [ids[:length] for ids, length in zip(rollouts.completion_ids.tolist(), rollouts.completion_length.tolist(), strict=True)]
-        starts = range(0, len(texts), n)
-        answers, tokens = [texts[i : i + n] for i in starts], [ids[i : i + n] for i in starts]
-        return Judged(compare_all(self.judge, prompts, answers, tokens, columns), None, lengths, columns, generator)
+            scores = np.stack([self._scores(reward, rollouts, texts) for reward in self.rewards], -1)
+            wins = bradley_terry(scores.sum(-1), c.reward_scale)
+        else:
+            ids = _tokens_of(rollouts)
+            tokens = [ids[i : i + n] for i in range(0, len(ids), n)]
+            order = numpy_generator(c.seed, "order", index)
+            wins = compare_all(self.judge, [self.shown.prompts[i] for i in rows], answers, tokens, columns, order)
+        lengths = rollouts.completion_length.view(-1, n).cpu().numpy()
+        return Judged(wins, scores, lengths, columns, numpy_generator(c.seed, "arrange", index), same_texts(answers))
 
-    def _score(self, group: Group[Any] | None, rollouts: Rollouts, need: str) -> Tensor | None:
+    def _scores(self, reward: RewardSource, rollouts: Rollouts, texts: list[str]) -> Floats:
+        """[P, n] of one reward, NaN where it gave none."""
+        if self.shown.prompts is self.table.prompts:
+            scores = score(reward, self.table, rollouts, texts)
+        else:  # the tokens of the prompts are not those of the prompts that the reward is shown
+            rows = rollouts.row.tolist()
+            columns = {name: [values[i] for i in rows] for name, values in self.shown.extra.items()}
+            scores = reward.score([self.shown.prompts[i] for i in rows], texts, _tokens_of(rollouts), columns)
+        require_some(scores, reward.name)
+        return scores.values.double().view(-1, self.n).cpu().numpy()
+
+    def _score(self, group: Group[Any] | None, need: str, rollouts: Rollouts, which: Tensor) -> Tensor | None:
+        """[N, T] log-probabilities of the answers `which` [N] (0 for the others); None for what the method does not need."""
         if group is None or need not in self.method.needs:
             return None
-        return group.call("logprobs", rollouts, layout=rollouts_layout, kinds=1, micro_batch_size=self.config.micro_batch_size).squeeze(1)
+        options = {"layout": rollouts_layout, "kinds": 1, "micro_batch_size": self.config.micro_batch_size}
+        found = rollouts.logprobs.new_zeros(rollouts.logprobs.shape)
+        found[which] = group.call("logprobs", rollouts[which], **options).squeeze(1)
+        return found
 
     def _describe(self, rollouts: Rollouts, judged: Judged) -> dict[str, float]:
-        reward = judged.reward
-        usable = np.isfinite(reward)
+        """What users watch: of the policy's answers where it writes, else of all."""
+        own = self.places.get("policy", slice(0, self.n))
         found = {
-            "completions/mean_length": float(rollouts.completion_length.float().mean()),
-            "completions/clipped_ratio": float((~rollouts.ended).float().mean()),
-            "rewards/unusable": float((~usable).sum()),
+            "completions/mean_length": float(judged.lengths[:, own].mean()),
+            "completions/clipped_ratio": float((~rollouts.ended).view(-1, self.n)[:, own].float().mean()),
+            "rewards/unusable": float((~judged.valid).sum()),
         }
-        return found | ({"reward": float(reward[usable].mean()), "reward_std": float(reward[usable].std())} if usable.any() else {})
+        if judged.scores is None:
+            others = np.delete(judged.wins[:, own], np.arange(self.n)[own], 2)
+            won = others[np.isfinite(others)]  # against the other sources' answers; against its own it wins half
+            return found | ({"win_rate": float(won.mean())} if len(won) else {})
+        scores = judged.scores[:, own][judged.valid[:, own]]
+        if not len(scores):
+            return found
+        found |= {"reward": float(scores.sum(-1).mean()), "reward_std": float(scores.sum(-1).std())}
+        return found | ({f"reward/{i + 1}": float(value) for i, value in enumerate(scores.mean(0))} if len(self.rewards) > 1 else {})
 
-    def _examples(self, arranged: Arranged, rollouts: Rollouts, reference: Tensor | None, anchor: Tensor | None) -> tuple[Any, ...]:
-        """The batch to learn from and the frozen log-probabilities [M, kinds, T] of its answers (reference, then anchor, where needed)."""
-        device, n = rollouts.row.device, self.n
-        at = [torch.from_numpy(arranged.prompt * n + arranged.first).to(device)]
-        if arranged.second is not None:
-            at.append(torch.from_numpy(arranged.prompt * n + arranged.second).to(device))
-        shared: dict[str, Any] = {
-            "prompt_ids": rollouts.prompt_ids[at[0]],
-            "prompt_length": rollouts.prompt_length[at[0]],
-            "row": rollouts.row[at[0]],
-        }
+    def _answers_of(self, arranged: Arranged) -> Tensor:
+        """[M, kinds] rows of the rollouts: each example's answers."""
+        kinds = [side[:, None] for side in (arranged.first, arranged.second) if side is not None]
+        kinds += [arranged.samples] if arranged.samples is not None else []
+        return torch.from_numpy(arranged.prompt[:, None] * self.n + np.concatenate(kinds, 1))
+
+    def _batch(self, arranged: Arranged, answers: Tensor, rollouts: Rollouts) -> Pairs | Labelled:
+        count, first = len(answers), answers[:, 0]
+        ids, length = rollouts.completion_ids, rollouts.completion_length
+        shared: dict[str, Any] = {name: getattr(rollouts, name)[first] for name in ("prompt_ids", "prompt_length", "row")}
 
         def numbers(values: Floats | None) -> Tensor | None:
-            return None if values is None else torch.from_numpy(values).float().to(device)
+            return None if values is None else torch.from_numpy(values).float().to(answers.device)
 
-        ids, length = rollouts.completion_ids, rollouts.completion_length
-        count = len(arranged.prompt)
         if arranged.second is None:
-            batch: Any = Labelled(
-                **shared,
-                completion_ids=ids[at[0]],
-                completion_length=length[at[0]],
-                label=torch.ones(count, dtype=torch.bool, device=device),
-                score=numbers(arranged.first_score),
-                batch_size=[count],
+            label = torch.ones(count, dtype=torch.bool, device=answers.device)
+            scores = numbers(arranged.first_score)
+            return Labelled(
+                **shared, completion_ids=ids[first], completion_length=length[first], label=label, score=scores, batch_size=[count]
             )
-        else:
-            batch = Pairs(
-                **shared,
-                chosen_ids=ids[at[0]],
-                chosen_length=length[at[0]],
-                rejected_ids=ids[at[1]],
-                rejected_length=length[at[1]],
-                margin=torch.zeros(count, device=device),
-                chosen_score=numbers(arranged.first_score),
-                rejected_score=numbers(arranged.second_score),
-                batch_size=[count],
-            )
-        kinds = torch.stack(at, 1)
-        if arranged.samples is not None:
-            extra = torch.from_numpy(arranged.prompt[:, None] * n + arranged.samples).to(device)
-            batch = batch.replace(sample_ids=ids[extra], sample_length=length[extra])
-            kinds = torch.cat([kinds, extra], 1)
-        return batch, *(values[kinds] for values in (reference, anchor) if values is not None)
+        second = answers[:, 1]
+        samples = answers[:, 2:] if arranged.samples is not None else None
+        return Pairs(
+            **shared,
+            chosen_ids=ids[first],
+            chosen_length=length[first],
+            rejected_ids=ids[second],
+            rejected_length=length[second],
+            margin=torch.zeros(count, device=answers.device),
+            chosen_score=numbers(arranged.first_score),
+            rejected_score=numbers(arranged.second_score),
+            sample_ids=None if samples is None else ids[samples],
+            sample_length=None if samples is None else length[samples],
+            batch_size=[count],
+        )
 
     def _learn(self, index: int, examples: tuple[Any, ...]) -> dict[str, float]:
         c = self.config
         batch, rows = examples[0], examples[1:]
         totals: dict[str, tuple[float, float]] = {}
         loss, updates, update = 0.0, 0, {}
-        # A growing history is not learned from oftener, it is learned from more widely.
-        most = math.ceil(c.batch_size * min(c.examples_per_prompt, max(1, self.n)) / c.minibatch_size)
         for epoch in range(c.epochs):
             order = torch.from_numpy(numpy_generator(c.seed, "minibatches", index, epoch).permutation(len(batch)))
-            for start in list(range(0, len(batch), c.minibatch_size))[:most]:
+            # A growing history is not learned from oftener, it is learned from more widely.
+            for start in list(range(0, len(batch), c.minibatch_size))[: self.updates]:
                 chosen = order[start : start + c.minibatch_size].to(batch.row.device)
                 part = batch[chosen]
                 self.last_batch = {name: value for name, value in part.to_dict().items() if isinstance(value, Tensor)}
@@ -370,21 +404,15 @@ class Program:
         )
         return self.method.loss(self.config, view)
 
-    def _advance(self, before: dict[str, Tensor]) -> None:
-        """The method's own start of the next iteration, from the weights just learned and those that the iteration before had learned."""
-        assert self.method.advance is not None
-        learned = self.learner.call("weights")
-        self.learner.call("set_weights", self.method.advance(self.config, learned, self.previous or before))
-        self.previous = learned
-
     def _move_average(self) -> None:
         assert self.average is not None
         share = self.config.average_share  # type: ignore[attr-defined]
-        mine = dict(self.model.named_parameters())
+        mine = dict(self.model.trainable())
         with torch.no_grad():
             for worker in self.average.workers:
                 for name, p in worker.model.named_parameters():
-                    p.lerp_(mine[name], share)
+                    if name in mine:
+                        p.lerp_(mine[name], share)
 
     # -- continuing -----------------------------------------------------------------------------------------------------------------------------
 
@@ -411,13 +439,7 @@ class Program:
                         if name in state["average"]:
                             p.copy_(state["average"][name])
         device = self.model.device
-        self.history = [
-            (
-                Pairs(**{name: value.to(device) for name, value in held.items()}, batch_size=[len(held["row"])]),
-                *(row.to(device) for row in rows),
-            )
-            for held, *rows in state.get("history", [])
-        ]
+        self.history = [(_batch_of(held).to(device), *(row.to(device) for row in rows)) for held, *rows in state.get("history", [])]
 
     def finish(self, run: Run) -> None:
         self.model.save(run.path / "model")
@@ -425,8 +447,17 @@ class Program:
             source.close()
 
 
+def _tokens_of(rollouts: Rollouts) -> list[list[int]]:
+    return [ids[:length] for ids, length in zip(rollouts.completion_ids.tolist(), rollouts.completion_length.tolist(), strict=True)]
+
+
 def _plain(batch: Any) -> dict[str, Tensor]:
     return {name: value for name, value in batch.to_dict().items() if isinstance(value, Tensor)}
+
+
+def _batch_of(plain: Mapping[str, Tensor]) -> Any:
+    kind: Any = Pairs if "chosen_ids" in plain else Labelled
+    return kind(**plain, batch_size=[len(plain["row"])])
 
 
 def _join(history: list[Any]) -> tuple[Any, ...]:

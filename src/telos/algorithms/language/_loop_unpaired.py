@@ -7,13 +7,18 @@ A method's `loss(config, batch)` takes a `functional.pairwise.LabelledLogps` and
 - "scores": a number for each answer, from the data or from `--reward`;
 - "advantages": the score minus the value of the prompt under the reference, the mean score of `value_samples` answers that it writes; a method with
   `value_filter` drops rows by it before training, and `priority` draws rows in proportion to it;
-- "kl": an estimate of KL(π‖π_ref) for the batch: the mean log-ratio of each row's prompt with the next row's answer, at least 0 (Ethayarajh et al.
-  2024, section 4.1).
+- "kl": an estimate of KL(π‖π_ref) for the batch: the mean log-ratio of each row's prompt with the answer to another prompt, at least 0
+  (Ethayarajh et al. 2024, section 4.1).
+
+A method that needs none of labels, scores and advantages learns from every answer as a demonstration: it gets the desirable ones only.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +26,10 @@ import numpy as np
 from torch import Tensor
 
 from telos.algorithms.language._alignment import AlignmentConfig, AlignmentProgram, ScoredConfig
+from telos.algorithms.language._loop_rollouts import score
 from telos.algorithms.language._roles import Reference, Scorer
 from telos.algorithms.language._rows import labelled_table
-from telos.algorithms.language._sampling import Writer, texts_of
+from telos.algorithms.language._sampling import Writer
 from telos.core.config import require
 from telos.core.errors import UsageError
 from telos.core.method import Method
@@ -32,16 +38,24 @@ from telos.core.seeds import derive, numpy_generator
 from telos.data.batches import Labelled, Prompts
 from telos.data.cursor import Cursor
 from telos.data.tokenize import Table
-from telos.dataflow import make_backend
+from telos.dataflow import Group, make_backend
 from telos.functional.pairwise import AnswerLogps, LabelledLogps
 from telos.functional.reduction import Denominators, Losses
 from telos.models.generation import Sampling
 from telos.models.packing import Answers
+from telos.objectives.rewards import require_some
+
+_PROMPTS = 64  # prompts that the reference answers at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnpairedConfig(AlignmentConfig):
     """Options of training on single answers."""
+
+    @property
+    def spares(self) -> frozenset[str]:
+        """Of what the method needs, what these options do without."""
+        return frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +64,7 @@ class AdvantageConfig(ScoredConfig, UnpairedConfig):
 
     value_samples: int = 4  # answers of the reference whose mean score is the value of a prompt
     value_filter: bool = True  # leave out answers whose advantage is not positive
-    priority: bool = True  # draw answers in proportion to their advantage instead of uniformly; needs the filter
+    priority: bool = True  # draw answers, with replacement, in proportion to their advantage, not each once an epoch; needs the filter
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,12 +87,24 @@ def mismatched(batch: Labelled) -> Answers:
     return Answers.repeat(batch.prompt_ids, batch.prompt_length, (batch.other_ids, batch.other_length))
 
 
+def another_prompts_row(table: Table, rows: Sequence[int]) -> list[int]:
+    """For each of `rows` the next of them that has another prompt, or simply the next where all share one. Of a single row, the table's next."""
+    pool = rows if len(rows) > 1 else range(len(table))
+    prompts = [tuple(table.columns["prompt_ids"][row]) for row in pool]
+    found = []
+    for row in rows:
+        place = pool.index(row)
+        turns = [(place + step) % len(pool) for step in range(1, len(pool))] or [place]
+        found.append(pool[next((i for i in turns if prompts[i] != prompts[place]), turns[0])])
+    return found
+
+
 class Program(AlignmentProgram):
     config: UnpairedConfig
     kinds = 1
 
     def __init__(self, method: Method, config: UnpairedConfig, run: Run) -> None:
-        super().__init__(method, config, run)
+        super().__init__(dataclasses.replace(method, needs=method.needs - config.spares), config, run)
         self.now = make_backend(config.backend).place(lambda: Scorer(self.model)) if "kl" in method.needs else None
 
     def prepare_tables(self) -> None:
@@ -91,15 +117,25 @@ class Program(AlignmentProgram):
     def read_table(self, source: str, option: str) -> Table:
         needs = self.method.needs
         labels, scores = "labels" in needs, bool(needs & {"scores", "advantages"})
-        return labelled_table(self.config, source, option, self.model, self.run, scorer=self.scorer, labels=labels, scores=scores)
+        table = labelled_table(self.config, source, option, self.model, self.run, scorer=self.scorer, labels=labels, scores=scores)
+        desirable = [i for i, label in enumerate(table.columns["label"]) if label]
+        name = option.lstrip("-")
+        self.run.describe(**{f"answers {name}": {"desirable": len(desirable), "undesirable": len(table) - len(desirable)}})
+        if labels or scores or len(desirable) == len(table):
+            return table
+        if not desirable:
+            raise UsageError(f"{option} {source} has no desirable answer, so there is nothing to imitate")
+        return table.select(desirable)
 
     def denominators(self, batch: Labelled) -> Denominators:
         return Denominators(len(batch), int(batch.completion_length.sum()))
 
     def batch(self, table: Table, indices: Any) -> Labelled:
-        batch = super().batch(table, indices)
+        rows = [int(i) for i in indices]
+        batch = super().batch(table, rows)
         if "kl" in self.method.needs:
-            batch = batch.replace(other_ids=batch.completion_ids.roll(-1, 0), other_length=batch.completion_length.roll(-1, 0))
+            other = super().batch(table, another_prompts_row(table, rows))
+            batch = batch.replace(other_ids=other.completion_ids, other_length=other.completion_length)
         return batch
 
     def frozen_rows(self, batch: Labelled) -> tuple[Tensor, ...]:
@@ -121,62 +157,86 @@ class Program(AlignmentProgram):
         view = LabelledLogps(AnswerLogps(tokens, mask), reference, labels, part.score, part.advantage, kl)
         return self.method.loss(self.config, view)
 
-    # -- advantages -----------------------------------------------------------------------------------------------------------------------------
+    def step(self, index: int) -> dict[str, float]:
+        return _with_margins(super().step(index), "")
 
-    def _take_advantages(self, config: AdvantageConfig) -> None:
-        """The tables with their advantages; of the training rows only those with a positive one are kept, where that is asked for."""
-        self.table = self._with_advantages(self.table, "data", config)
-        if self.eval_table is not None:
-            self.eval_table = self._with_advantages(self.eval_table, "eval_data", config)
-        if not config.value_filter:
-            return
-        kept = [i for i, value in enumerate(self.table.columns["advantage"]) if value > 0]
-        self.run.describe(**{"rows with a positive advantage": len(kept)})
-        if len(kept) < config.batch_size:
-            raise UsageError(
-                f"only {len(kept)} of {len(self.table)} answers of {config.data} are better than the reference's own, fewer than --batch_size "
-                f"{config.batch_size}; take a smaller batch, better data, or --no-value_filter"
-            )
-        self.table = self.table.select(kept)
-        self.cursor = Cursor(len(kept), config.batch_size, derive(config.seed, "rows"), drop_last=True)
-
-    def _with_advantages(self, table: Table, name: str, config: AdvantageConfig) -> Table:
-        """Values are computed once and kept in the run's folder, so that a resumed run has the same."""
-        path = self.run.path / f"values-{name}.json"
-        if not path.exists():
-            write_atomically(path, json.dumps(self._values(table, config)))
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return table.with_columns(advantage=[score - value for score, value in zip(table.columns["score"], values, strict=True)])
-
-    def _values(self, table: Table, config: AdvantageConfig) -> list[float]:
-        """The mean score of the reference's own answers to each row's prompt; rows with the same prompt share it."""
-        score = self.scorer
-        if score is None:
-            raise UsageError("--reward is missing: the answers that the reference writes must be scored as the data's are")
-        writer = self.writer  # the policy has not been trained yet
-        if config.reference is not None:
-            theirs = Reference(self.model, config.reference)
-            writer = make_backend(config.backend).place(lambda: Writer(theirs.model))
-        first: dict[tuple[int, ...], int] = {}
-        rows = [first.setdefault(tuple(ids), i) for i, ids in enumerate(table.columns["prompt_ids"])]
-        distinct, means = sorted(first.values()), {}
-        n, size = config.value_samples, 64
-        for start in range(0, len(distinct), size):
-            chosen = distinct[start : start + size]
-            batch: Any = table.batch(chosen).to(self.model.device)
-            prompts = Prompts(prompt_ids=batch.prompt_ids, prompt_length=batch.prompt_length, row=batch.row, batch_size=[len(chosen)])
-            sampling = Sampling(max_new_tokens=config.max_completion_length)
-            drawn, _ = writer.call("write", prompts, sampling=sampling, n=n, seed=derive(config.seed, "values", start))
-            texts = texts_of(self.model, drawn.completion_ids, drawn.completion_length)
-            columns = {key: [values[i] for i in chosen for _ in range(n)] for key, values in table.extra.items() if key != "score"}
-            scores = np.array(score([table.prompts[i] for i in chosen for _ in range(n)], texts, columns)).reshape(-1, n)
-            means |= dict(zip(chosen, np.nanmean(scores, 1).tolist(), strict=True))
-        return [means[row] for row in rows]
+    def evaluate(self) -> dict[str, float]:
+        return _with_margins(super().evaluate(), "eval/")
 
     def next_rows(self, index: int) -> Any:
         config = self.config
         if not (isinstance(config, AdvantageConfig) and config.priority):
             return super().next_rows(index)
         weight = np.asarray(self.table.columns["advantage"])
-        generator = numpy_generator(config.seed, "priority", index)
-        return generator.choice(len(weight), size=config.batch_size, replace=False, p=weight / weight.sum())
+        # With replacement: otherwise a batch that is not small against the table would hold the rows almost uniformly.
+        return numpy_generator(config.seed, "priority", index).choice(len(weight), size=config.batch_size, p=weight / weight.sum())
+
+    # -- advantages -----------------------------------------------------------------------------------------------------------------------------
+
+    def _take_advantages(self, config: AdvantageConfig) -> None:
+        """The tables with their advantages; of the training rows only those with a positive one are kept, where that is asked for."""
+        if self.scorer is None:
+            raise UsageError("--reward is missing: the answers that the reference writes must be scored as the data's are")
+        self.scorer([], [], {})  # opens it, even where the data have scores and a resumed run has the values
+        self.table = self._with_advantages(self.table, "data", config)
+        if self.eval_table is not None:
+            self.eval_table = self._with_advantages(self.eval_table, "eval_data", config)
+        if config.value_filter:
+            kept = [i for i, value in enumerate(self.table.columns["advantage"]) if value > 0]
+            self.run.describe(**{"rows with a positive advantage": len(kept)})
+            self.table = self.table.select(kept)
+        if len(self.table) < config.batch_size:
+            better = " that are better than the reference's own" if config.value_filter else ""
+            raise UsageError(
+                f"{config.data} has only {len(self.table)} answers{better}, fewer than --batch_size {config.batch_size}; take a smaller batch, "
+                f"better data{', or --no-value_filter' if better else ''}"
+            )
+        self.cursor = Cursor(len(self.table), config.batch_size, derive(config.seed, "rows"), drop_last=True)
+
+    def _with_advantages(self, table: Table, name: str, config: AdvantageConfig) -> Table:
+        """Values are computed once and kept in the run's folder, so that a resumed run has the same. Rows without one are left out."""
+        path = self.run.path / f"values-{name}.json"
+        if not path.exists():
+            write_atomically(path, json.dumps(self._values(table, config)))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        advantages = [score - value for score, value in zip(table.columns["score"], values, strict=True)]
+        usable = [i for i, advantage in enumerate(advantages) if math.isfinite(advantage)]
+        if len(usable) < len(table):
+            self.run.warn(f"--{name}: {len(table) - len(usable)} rows left out: no answer of the reference to their prompts got a score")
+        return table.with_columns(advantage=advantages).select(usable)
+
+    def _values(self, table: Table, config: AdvantageConfig) -> list[float]:
+        """The mean score of the reference's own answers to each row's prompt, NaN where none has a score; rows with one prompt share it."""
+        assert self.reward is not None
+        writer, n = self._reference_writer(config), config.value_samples
+        asked = dataclasses.replace(table, extra={key: values for key, values in table.extra.items() if key != "score"})
+        first: dict[tuple[int, ...], int] = {}
+        rows = [first.setdefault(tuple(ids), i) for i, ids in enumerate(table.columns["prompt_ids"])]
+        distinct, means = sorted(first.values()), {}
+        for start in range(0, len(distinct), _PROMPTS):
+            chosen = distinct[start : start + _PROMPTS]
+            batch: Any = table.batch(chosen).to(self.model.device)
+            prompts = Prompts(prompt_ids=batch.prompt_ids, prompt_length=batch.prompt_length, row=batch.row, batch_size=[len(chosen)])
+            sampling = Sampling(max_new_tokens=config.max_completion_length)
+            drawn, texts = writer.call("write", prompts, sampling=sampling, n=n, seed=derive(config.seed, "values", start))
+            scores = score(self.reward, asked, drawn, texts)
+            require_some(scores, self.reward.name)
+            for i, values in zip(chosen, scores.values.view(-1, n), strict=True):
+                usable = values[values.isfinite()]
+                means[i] = float(usable.double().mean()) if len(usable) else math.nan
+        return [means[row] for row in rows]
+
+    def _reference_writer(self, config: AdvantageConfig) -> Group[Writer]:
+        """Draws answers from the reference before training begins, when the policy is it unless another was named."""
+        if config.reference is None:
+            return self.writer
+        theirs = Reference(self.model, config.reference)
+        return make_backend(config.backend).place(lambda: Writer(theirs.model, under=theirs.as_it_scores))
+
+
+def _with_margins(metrics: dict[str, float], prefix: str) -> dict[str, float]:
+    """The difference of what desirable and undesirable answers have in the mean, where both were there."""
+    sides = [metrics.get(f"{prefix}rewards/{side}") for side in ("chosen", "rejected")]
+    if sides[0] is None or sides[1] is None:
+        return metrics
+    return metrics | {f"{prefix}rewards/margins": sides[0] - sides[1]}
