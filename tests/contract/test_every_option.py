@@ -37,6 +37,7 @@ BASE: dict[str, Any] = {"steps": 2, "lr_schedule": "linear", "max_completion_len
 
 # Refused by the other value, for some methods by the option's name.
 REFUSED_AFTER = {
+    "value_filter": "--priority draws in proportion to advantages",
     "reward_timeout": "timeout of 0.02 s",
     "reference": "--reference has no effect on",
     "reference_cache": "--reference_cache",
@@ -54,6 +55,10 @@ VALUES: dict[str, Any] = {
     "clip_range": 0.01,
     "clip_range_vf": 0.001,
     "clip_reward": 0.3,
+    "drop_control": 0.5,
+    "max_weight": 0.1,
+    "reward_floor": 50.0,
+    "threshold": 0.3,
     "eval_every": 1,
     "eval_prompts": 3,
     "kl_target": 5.0,
@@ -99,6 +104,8 @@ class Places:
             "rollouts": str(write_jsonl(folder / "prompts.jsonl", [{"prompt": [{"role": "user", "content": text}]} for text in PROMPTS])),
         }
         self.messages["sampling"] = self.messages["iterative"] = self.messages["rollouts"]
+        texts = [{"text": f"{text}. Yes! It is\nnot so."} for text in PROMPTS]
+        self.segmented = str(write_jsonl(folder / "segmented.jsonl", texts))
         self.messages["unpaired"] = self.messages["ranked"] = data["preference-messages"]
         self.bad = {}
         self.other = {}
@@ -159,6 +166,14 @@ class Places:
             "reward_on_error": {"reward": self.nan, **function},
             "reward_timeout": {"reward": self.slow, **function},
         }
+        if method.key == "phf":  # options that other objectives than the default one read
+            objective = {"unlikelihood_coef": "unlikelihood", "beta": "rwr", "policy_coef": "awr", "max_weight": "awr"}
+            found |= {option: {"objective": value} for option, value in objective.items()}
+            found["segments"] = {"data": self.segmented}
+        if method.key == "a-lol":
+            found["kl_coef"] = {"variant": "kl"}
+        if loop in ("unpaired", "ranked"):  # so that enough rows are short enough
+            found["overlong"] = {"max_prompt_length": 8, "max_completion_length": 10}
         rewards = {"reward_timeout": self.slow, "reward_on_error": self.nan}
         if name in rewards and loop == "pairs":
             return {"data_reward_augmented": True, "data": self.world.data["preference"], "reward": rewards[name]}
