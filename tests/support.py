@@ -166,13 +166,18 @@ REWARD_FILE = '''
 def letters(prompts, completions, **columns):
     """Fewer letters e and more spaces are better; never twice the same by chance alone."""
     return [text.count(" ") - 0.5 * text.count("e") + 0.01 * len(text) for text in completions]
+
+
+def brevity(completions, **columns):
+    return [-float(len(text)) for text in completions]
 '''
 
 
-def make_reward(folder: Path) -> str:
+def make_reward(folder: Path, name: str = "letters") -> str:
+    """`letters`, or `brevity`, in a file of the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "reward.py").write_text(REWARD_FILE, encoding="utf-8")
-    return f"{folder / 'reward.py'}:letters"
+    return f"{folder / 'reward.py'}:{name}"
 
 
 # Runs ----------------------------------------------------------------------------------------------------------------------------------
@@ -188,7 +193,7 @@ class World:
         self.encoder_decoder = str(make_encoder_decoder(root / "encoder-decoder"))
         self.chat_model = str(make_model(root / "chat-model", chat=True))
         self.reward_model = str(make_reward_model(root / "reward-model"))
-        self.reward = make_reward(root)
+        self.reward, self.brevity = make_reward(root), make_reward(root, "brevity")
         self.data = make_data(root / "data")
 
     def options(self, method: Method | str, **changes: Any) -> dict[str, Any]:
@@ -221,6 +226,10 @@ class World:
             },
             "sampling": {"data": self.data["prompt-only"], "reward": self.reward_model, "n": 3, "max_completion_length": 6},
         }
+        if not isinstance(method, str) and method.key == "rso":  # enough candidates that some of those accepted differ
+            by_loop["iterative"] |= {"samples_per_prompt": 8, "accepted": 4}
+        if "objectives" in needs:
+            by_loop["iterative"]["reward"] = [self.reward, self.brevity]
         scored = {"reward": self.reward} if "advantages" in needs or (loop == "supervised" and "scores" in needs) else {}
         return common | by_loop[loop] | scored | changes
 

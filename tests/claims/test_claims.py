@@ -81,6 +81,7 @@ def test_every_ready_system_has_a_claim() -> None:
 
 
 @pytest.mark.parametrize("key", RECIPES)
+@pytest.mark.filterwarnings("ignore::telos.core.errors.TelosWarning")
 def test_the_smoke_run_measures_every_figure_of_the_facts(key: str, tmp_path: Path) -> None:
     record = run_claim(key, "smoke", root=tmp_path)
     claim = claim_of(key)

@@ -44,12 +44,15 @@ REFUSED_AFTER = {
     "reward": "--reward has no effect on",
     "reward_scale": "--reward_scale has no effect",
     "samples_from": "--samples_from",
+    "judge": "weighs several rewards",
+    "mixture": "has no effect",
     "data_reward_augmented": "--data_reward_augmented",
     "overlong": "no usable row is left",
     "lora_dropout": "--lora_dropout must be 0",
 }
 
 VALUES: dict[str, Any] = {
+    "average_share": 0.9,
     "adam_beta2": 0.5,
     "batch_size": 5,
     "clip_range": 0.01,
@@ -132,6 +135,8 @@ class Places:
         default = BASE.get(name, self.world.options(method).get(name, option.default))
         if name == "reward" and default:  # the reward model here, another function there
             other = self.world.reward_model if default != self.world.reward_model else self.named["reward"]
+            if "objectives" in method.needs:
+                return [other, self.world.brevity]
             return [other] if loop == "iterative" else other
         if name in self.named or name in ("data", "eval_data"):
             return self.other[loop] if name.endswith("data") and name != "pretrain_data" else self.named[name]
@@ -178,7 +183,7 @@ class Places:
         if name in rewards and loop == "pairs":
             return {"data_reward_augmented": True, "data": self.world.data["preference"], "reward": rewards[name]}
         if name in rewards and loop == "iterative":
-            return {"reward": [rewards[name]]}
+            return {"reward": [rewards[name], *([self.world.brevity] if "objectives" in method.needs else [])]}
         if name == "loss_degree_levels":
             return {"loss_degree": 0.3}
         if name == "alpha":
@@ -187,6 +192,8 @@ class Places:
             return {"model": self.world.chat_model, "data": self.messages[loop], "reward": self.named["reward"]}
         if name == "judge":
             return {"reward": []}
+        if name == "average_share":
+            return {"opponent": "average"}
         return found.get(name, {})
 
 

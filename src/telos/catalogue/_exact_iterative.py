@@ -26,9 +26,12 @@ def smallest_win(bandit: Bandit, policy: Tensor, other: Tensor) -> float:
     return float((policy * wins_against(bandit, other)).sum(-1).min())
 
 
-def next_policy(loss: Callable[[PairLogps], Losses], bandit: Bandit, current: Tensor, steps: int = 200) -> TabularPolicy:
-    """The minimum of `loss` in exact expectation over labelled pairs of the policy `current`, which is the anchor; its win rates are the scores."""
-    pairs, rates = bandit.exact_pairs(current), wins_against(bandit, current)
+def next_policy(
+    loss: Callable[[PairLogps], Losses], bandit: Bandit, current: Tensor, steps: int = 200, writer: Tensor | None = None
+) -> TabularPolicy:
+    """The minimum of `loss` in exact expectation over labelled pairs of answers of `writer`, by default of the policy `current`, which is the anchor and
+    against which win rates are the scores. A minimum that is the same for every writer is found best with one that writes every answer often."""
+    pairs, rates = bandit.exact_pairs(current if writer is None else writer), wins_against(bandit, current)
     start = bandit.pair_batch(current.log(), pairs)
 
     def value(log_probs: Tensor) -> Tensor:

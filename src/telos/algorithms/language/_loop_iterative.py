@@ -431,14 +431,14 @@ class Program:
         for worker in self.learner.workers:
             worker.load(state["learner"])
         self.cursor.load_state_dict(state["cursor"])
-        self.previous = dict(state["previous"]) if "previous" in state else None
+        device = self.model.device
+        self.previous = {name: value.to(device) for name, value in state["previous"].items()} if "previous" in state else None
         if self.average is not None:
             with torch.no_grad():
                 for worker in self.average.workers:
                     for name, p in worker.model.named_parameters():
                         if name in state["average"]:
                             p.copy_(state["average"][name])
-        device = self.model.device
         self.history = [(_batch_of(held).to(device), *(row.to(device) for row in rows)) for held, *rows in state.get("history", [])]
 
     def finish(self, run: Run) -> None:
