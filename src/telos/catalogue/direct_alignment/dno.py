@@ -20,7 +20,6 @@ from telos.functional.equilibria import exploitability
 
 # Two pairs a prompt: in 15 iterations as many pairs and optimiser steps as the recipe of DPO has.
 DNO: dict[str, Any] = {
-    "batch_size": 64,
     "minibatch_size": 16,
     "samples_per_prompt": 5,
     "examples_per_prompt": 2,
@@ -65,6 +64,7 @@ def experiment(root: Path, seed: int, settings: Mapping[str, Any], watch: Any = 
         steps=settings["iterations"],
         checkpoint_every=every,
         keep_checkpoints=8,
+        batch_size=settings["prompts"],
         **DNO,
     )
     items = lab.items(settings["held_out"])
@@ -104,8 +104,8 @@ CLAIM = Claim(
     ),
     experiment=experiment,
     budgets={
-        "smoke": Budget(1, SMOKE),
-        "full": Budget(3, {"sft_steps": 60, "pairs": 2000, "reward_steps": 125, "iterations": 15, "held_out": 256}),
+        "smoke": Budget(1, {**SMOKE, "prompts": 16}),
+        "full": Budget(3, {"sft_steps": 60, "pairs": 2000, "reward_steps": 125, "iterations": 15, "prompts": 64, "held_out": 256}),
     },
     notes="On text the iterates compared are those after each third of the run, the first of them after a third, and training has a learned "
     "reward's Bradley–Terry preference in the place of a judge; no answers of a teacher are among those compared.",

@@ -20,7 +20,6 @@ from telos.functional.equilibria import regularised_gap
 
 # A third of η is τ, as in the paper. η is larger, so that a model this small can follow: an iteration asks for 1/(2η) nats of difference.
 INPO: dict[str, Any] = {
-    "batch_size": 64,
     "minibatch_size": 16,
     "samples_per_prompt": 4,
     "examples_per_prompt": 2,
@@ -51,7 +50,16 @@ def experiment(root: Path, seed: int, settings: Mapping[str, Any], watch: Any = 
     found: dict[str, Assessment] = {}
     for name, tau in (("inpo", TAU), ("without-kl", 0.0)):
         run = lab.train(
-            name, "inpo", model=start, data="review", reward=[reward], steps=settings["iterations"], checkpoint_every=0, tau=tau, **INPO
+            name,
+            "inpo",
+            model=start,
+            data="review",
+            reward=[reward],
+            steps=settings["iterations"],
+            checkpoint_every=0,
+            tau=tau,
+            batch_size=settings["prompts"],
+            **INPO,
         )
         found[name] = lab.assess(name, run, items, reference=start)
     ours, ablation = found["inpo"], found["without-kl"]
@@ -91,8 +99,8 @@ CLAIM = Claim(
     ),
     experiment=experiment,
     budgets={
-        "smoke": Budget(1, SMOKE),
-        "full": Budget(3, {"sft_steps": 60, "pairs": 2000, "reward_steps": 125, "iterations": 15, "held_out": 256}),
+        "smoke": Budget(1, {**SMOKE, "prompts": 16}),
+        "full": Budget(3, {"sft_steps": 60, "pairs": 2000, "reward_steps": 125, "iterations": 15, "prompts": 64, "held_out": 256}),
     },
     notes="The preference on text is the Bradley–Terry model of a learned reward. The game on `bandit` has η = 0.5 and τ = 0.2, fixed; the "
     "paper's proof lets η grow and has a rate of 1/t.",

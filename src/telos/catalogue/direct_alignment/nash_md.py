@@ -22,8 +22,7 @@ from telos.functional.equilibria import regularised_gap, regularised_nash
 
 # An iteration is one on-policy optimiser step, so there are four times as many as of methods that take four steps in each.
 NASH_MD: dict[str, Any] = {
-    "batch_size": 64,
-    "minibatch_size": 64,
+    "minibatch_size": 64,  # never fewer than the prompts of an iteration
     "samples_per_prompt": 1,
     "tau": 0.008,
     "mixture": 0.125,
@@ -99,7 +98,15 @@ def experiment(root: Path, seed: int, settings: Mapping[str, Any], watch: Any = 
     start = starting_policy(lab, settings)
     reward = learned_reward(lab, start, preferences(lab, start, settings), settings)
     run = lab.train(
-        "nash-md", "nash-md", model=start, data="review", reward=[reward], steps=4 * settings["iterations"], checkpoint_every=0, **NASH_MD
+        "nash-md",
+        "nash-md",
+        model=start,
+        data="review",
+        reward=[reward],
+        steps=4 * settings["iterations"],
+        checkpoint_every=0,
+        batch_size=settings["prompts"],
+        **NASH_MD,
     )
     items = lab.items(settings["held_out"])
     ours, before = lab.assess("nash-md", run, items, reference=start), measure_common(lab, start, start, items)
@@ -136,8 +143,8 @@ CLAIM = Claim(
     ),
     experiment=experiment,
     budgets={
-        "smoke": Budget(1, SMOKE),
-        "full": Budget(3, {"sft_steps": 60, "pairs": 2000, "reward_steps": 125, "iterations": 15, "held_out": 256}),
+        "smoke": Budget(1, {**SMOKE, "prompts": 16}),
+        "full": Budget(3, {"sft_steps": 60, "pairs": 2000, "reward_steps": 125, "iterations": 15, "prompts": 64, "held_out": 256}),
     },
     notes="The cycles are games of rock-paper-scissors with a uniform reference, where a fixed share of the mixture does not move the equilibrium, "
     "and a fixed step so large that self-play does not settle: with small or falling steps the regularisation would settle self-play too. On text "

@@ -28,7 +28,6 @@ from telos.functional.equilibria import kl_optimum
 
 # As many labelled pairs and optimiser steps as the baselines have: 15 iterations of 64 prompts with two pairs each. γ is the baselines' β.
 RSO: dict[str, Any] = {
-    "batch_size": 64,
     "minibatch_size": 16,
     "samples_per_prompt": 16,
     "accepted": 4,
@@ -66,7 +65,17 @@ def experiment(root: Path, seed: int, settings: Mapping[str, Any], watch: Any = 
     start = starting_policy(lab, settings)
     pairs = preferences(lab, start, settings)
     reward = learned_reward(lab, start, pairs, settings)
-    run = lab.train("rso", "rso", model=start, data="review", reward=[reward], steps=settings["iterations"], checkpoint_every=0, **RSO)
+    run = lab.train(
+        "rso",
+        "rso",
+        model=start,
+        data="review",
+        reward=[reward],
+        steps=settings["iterations"],
+        checkpoint_every=0,
+        batch_size=settings["prompts"],
+        **RSO,
+    )
     slic = lab.train("slic", "slic", model=start, data=str(pairs), steps=settings["steps"], checkpoint_every=0, **SLIC)
     items = lab.items(settings["held_out"])
     ours = lab.assess("rso", run, items, reference=start)
@@ -100,8 +109,10 @@ CLAIM = Claim(
     ),
     experiment=experiment,
     budgets={
-        "smoke": Budget(1, SMOKE),
-        "full": Budget(3, {"sft_steps": 60, "pairs": 2000, "reward_steps": 125, "steps": 120, "iterations": 15, "held_out": 256}),
+        "smoke": Budget(1, {**SMOKE, "prompts": 16}),
+        "full": Budget(
+            3, {"sft_steps": 60, "pairs": 2000, "reward_steps": 125, "steps": 120, "iterations": 15, "prompts": 64, "held_out": 256}
+        ),
     },
     notes="4 of 16 candidates are accepted (paper: 8 of 64). The reward that accepts and labels is learned from the pairs of DPO and SLiC. "
     "Policies are compared as they end, after equally many pairs and optimiser steps; their KL stands beside.",
