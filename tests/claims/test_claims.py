@@ -59,7 +59,8 @@ def test_claims_run_on_reporting_seeds_and_finished_seeds_are_not_run_again(tmp_
         seen.append(seed)
         return {"x": float(len(seen))}
 
-    claim = Claim(key="dpo", statement="s", baselines=(), facts=(ABOVE,), experiment=experiment, budgets={"full": Budget(3, {})})
+    budgets = {"full": Budget(3, {}), "smoke": Budget(1, {})}
+    claim = Claim(key="dpo", statement="s", baselines=(), facts=(ABOVE,), experiment=experiment, budgets=budgets)
     monkeypatch.setattr("telos.catalogue.claims.require_claim", lambda key: claim)
     record = run_claim("dpo", "full", root=tmp_path / "run", records=tmp_path / "claims")
     assert seen == [seed_in("reporting", i) for i in range(3)]
@@ -68,6 +69,8 @@ def test_claims_run_on_reporting_seeds_and_finished_seeds_are_not_run_again(tmp_
     assert record["verdict"] == again["verdict"] == "supported"
     written = json.loads((tmp_path / "claims" / "dpo.json").read_text())
     assert [row["figures"]["x"] for row in written["seeds"]] == [1.0, 2.0, 3.0]
+    run_claim("dpo", "smoke", root=tmp_path / "smoke")
+    assert seen[3:] == [seed_in("tuning", 0)]
 
 
 def test_every_ready_system_has_a_claim() -> None:

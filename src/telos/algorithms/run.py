@@ -18,14 +18,15 @@ from telos.core.seeds import seed_everything
 
 
 def prepare_threads(threads: int = 0) -> None:
-    """torch's CPU threads (0: as many as there are cores for this process), and no progress bars but our own."""
+    """torch's CPU threads (0: OMP_NUM_THREADS, or as many as there are cores for this process), and no progress bars but our own."""
     import os
 
     import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    torch.set_num_threads(threads or (int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))))
 
 
 def prepare(config: RunConfig) -> None:

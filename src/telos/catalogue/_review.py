@@ -6,6 +6,7 @@ compare two of its answers. What recipes make alike from the same seed (the star
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -28,17 +29,18 @@ DPO: dict[str, Any] = {"batch_size": 16, "learning_rate": 1e-4, "beta": 0.1, "lr
 SMOKE: Mapping[str, Any] = {"sft_steps": 4, "pairs": 32, "reward_steps": 4, "steps": 4, "iterations": 2, "held_out": 16}
 
 
+@functools.cache
+def _sources() -> str:
+    """A hash of the sources as they were when this process first asked."""
+    found = hashlib.sha256()
+    for path in sorted(Path(telos.__file__).parent.rglob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:12]
+
+
 def commons(lab: Lab) -> Lab:
     """The lab of what several recipes make alike from the same seed, beside the recipes' own folders. It is theirs while the sources are the same."""
-    sources = hashlib.sha256()
-    for path in sorted(Path(telos.__file__).parent.rglob("*.py")):
-        sources.update(path.read_bytes())
-    return Lab(
-        lab.root.parent.parent / "shared" / f"{lab.testbed.name}-{lab.seed}-{sources.hexdigest()[:12]}",
-        lab.testbed.name,
-        lab.seed,
-        lab.watch,
-    )
+    return Lab(lab.root.parent.parent / "shared" / f"{lab.testbed.name}-{lab.seed}-{_sources()}", lab.testbed.name, lab.seed, lab.watch)
 
 
 def _named(name: str, **options: Any) -> str:

@@ -5,8 +5,8 @@ of the interquartile mean over seeds, 95 %) decides: *supported* when the whole 
 interval violates it, *inconclusive* otherwise. The claim is supported when all its facts are, not supported when one is not, and
 inconclusive otherwise.
 
-Seeds come from the reporting range (`core.seeds`), which no tuning can have seen. With three to five seeds a percentile bootstrap is
-somewhat too narrow; records therefore carry every seed's figures.
+The full budget runs on the reporting range of seeds (`core.seeds`), which no tuning can have seen; a smoke run takes tuning seeds. With
+three to five seeds a percentile bootstrap is somewhat too narrow; records therefore carry every seed's figures.
 """
 
 from __future__ import annotations
@@ -99,14 +99,14 @@ def budget_of(claim: Claim, name: str) -> Budget:
 def run_claim(
     key: str, budget: str = "full", *, root: Path | None = None, records: Path | None = None, watch: Any = None
 ) -> dict[str, Any]:
-    """Runs a claim on its reporting seeds and writes the record: `claims/<key>.json` for the full budget, in the run's folder for others.
+    """Runs a claim and writes the record: `claims/<key>.json` for the full budget, in the run's folder for others.
 
     A run that was interrupted is continued; seeds that are done are not run again.
     """
     claim = require_claim(key)
     plan = budget_of(claim, budget)
     root = root or Path("runs") / "claims" / f"{claim.key}-{budget}"
-    seeds = [seed_in("reporting", i) for i in range(plan.seeds)]
+    seeds = [seed_in("reporting" if budget == "full" else "tuning", i) for i in range(plan.seeds)]
     started = time.time()
     per_seed = []
     for seed in seeds:

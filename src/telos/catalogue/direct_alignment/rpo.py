@@ -10,28 +10,32 @@ from typing import Any
 import numpy as np
 
 from telos.algorithms.language import dpo, rpo
-from telos.catalogue._exact import gold_at, log_ratios, path
+from telos.catalogue._exact import gold_at, log_ratios
+from telos.catalogue._partial_coverage import descend, instances
 from telos.catalogue._review import DPO, SMOKE, dpo_baseline, mean_gold, measure_common, preferences, starting_policy
 from telos.catalogue.claims import Budget, Claim, Fact
 from telos.catalogue.lab import Lab
-from telos.environments.bandit import random_bandit
 
-BETA, ETA, PAIRS, STEPS = 0.1, 1.0, 48, 400
+BETA, ETA, STEPS = 0.1, 1.0, 300  # eta was chosen on tuning seeds
 
 
-def partial_coverage(seed: int) -> dict[str, float]:
-    """DPO and RPO on the same few pairs of a bandit whose data show half of the responses."""
-    bandit = random_bandit(4, 8, seed, coverage="partial")
-    pairs = bandit.sample_pairs(PAIRS, seed)
-    ours = path(functools.partial(rpo.loss, rpo.Config(beta=BETA, eta=ETA)), bandit, pairs, STEPS)
-    theirs = path(functools.partial(dpo.loss, dpo.Config(beta=BETA)), bandit, pairs, STEPS)
-    common = min(max(p.kl for p in ours), max(p.kl for p in theirs))
-    return {
-        "chosen log-probability, change": ours[-1].chosen,
-        "chosen log-probability, change under DPO": theirs[-1].chosen,
-        "gold over DPO at equal KL, partial coverage": gold_at(ours, common) - gold_at(theirs, common),
-        "KL of the comparison": common,
-    }
+def partial_coverage(seed: int, count: int) -> dict[str, float]:
+    """DPO and RPO on the same few pairs of bandits whose data leave out half of the responses: means over the seed's instances."""
+    found = []
+    for given in instances(seed, count):
+        ours = descend(functools.partial(rpo.loss, rpo.Config(beta=BETA, eta=ETA)), given, STEPS)
+        theirs = descend(functools.partial(dpo.loss, dpo.Config(beta=BETA)), given, STEPS)
+        common = min(max(p.kl for p in ours), max(p.kl for p in theirs))
+        gain = gold_at(ours, common) - gold_at(theirs, common)
+        found.append((ours[-1].chosen, theirs[-1].chosen, gain, common, ours[-1].gold - theirs[-1].gold))
+    names = (
+        "chosen log-probability, change",
+        "chosen log-probability, change under DPO",
+        "gold over DPO at equal KL, partial coverage",
+        "KL of the comparison",
+        "gold over DPO at the end, partial coverage",
+    )
+    return dict(zip(names, np.mean(found, 0).tolist(), strict=True))
 
 
 def experiment(root: Path, seed: int, settings: Mapping[str, Any], watch: Any = None) -> dict[str, float]:
@@ -44,7 +48,7 @@ def experiment(root: Path, seed: int, settings: Mapping[str, Any], watch: Any = 
     baseline = dpo_baseline(lab, start, pairs, settings)
     items = lab.items(settings["held_out"])
     ours, theirs = lab.assess("rpo", run, items, reference=start), measure_common(lab, baseline, start, items)
-    return partial_coverage(seed % 2**31) | {
+    return partial_coverage(seed, settings["instances"]) | {
         "gold, RPO": mean_gold(ours),
         "gold, DPO": mean_gold(theirs),
         "KL, RPO": float(np.mean(ours.kl)),
@@ -64,8 +68,9 @@ CLAIM = Claim(
     ),
     experiment=experiment,
     budgets={
-        "smoke": Budget(1, SMOKE),
-        "full": Budget(3, {"sft_steps": 60, "pairs": 2000, "steps": 120, "held_out": 256}),
+        "smoke": Budget(1, {**SMOKE, "instances": 2}),
+        "full": Budget(3, {"sft_steps": 60, "pairs": 2000, "steps": 120, "held_out": 256, "instances": 64}),
     },
-    notes="The bandit's data are 48 drawn pairs over half of the responses. On text both are trained on full data; their figures are reported beside.",
+    notes="The bandits are those of shared features. A tabular policy that learns nothing of what no pair shows has nothing to lose there: on it "
+    "DPO's gold at equal KL is above RPO's. On text both are trained on full data; their figures are reported beside.",
 )
