@@ -20,10 +20,9 @@ OFFLINE: dict[str, Any] = {"batch_size": 16, "learning_rate": 1e-4, "lr_schedule
 
 
 def spoil(pairs: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """(good, bad) demonstrations from the preferred answers: those to the even prompts as they are; each odd prompt with that of the next odd one."""
-    even, odd = pairs[::2], pairs[1::2]
-    good = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in even]
-    bad = [{"prompt": row["prompt"], "completion": other["chosen"]} for row, other in zip(odd, [*odd[1:], *odd[:1]], strict=True)]
+    """(good, bad) demonstrations: to the even prompts the preferred answers, to the odd ones those that were not."""
+    good = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs[::2]]
+    bad = [{"prompt": row["prompt"], "completion": row["rejected"]} for row in pairs[1::2]]
     return good, bad
 
 
@@ -84,7 +83,7 @@ CLAIM = Claim(
         "smoke": Budget(1, {**SMOKE, "pairs": 128}),  # enough rows that a batch has a positive advantage
         "full": Budget(3, {"sft_steps": 60, "pairs": 2000, "reward_steps": 125, "steps": 120, "held_out": 256}),
     },
-    notes="Half of the answers belong to their prompts and are those preferred in the pairs; the other half are preferred answers to other prompts. A-LoL and "
+    notes="Half of the answers are those preferred in the pairs, the other half those that were not, as the paper's are by votes. A-LoL and "
     "GOLD start from the model that maximum likelihood gave on the mixture, as their papers ask; the likelihood that they are compared with goes on for as "
     "many steps. A-LoL's scores and values come from a reward learned from the pairs. Distinct-2 is taken over equally many pairs of words.",
 )

@@ -26,7 +26,7 @@ from telos.data.tokenize import Limits, tokenize
 from telos.models.language import LanguageModel
 
 REWARD = f"{civil.__module__}:civil"
-TRAINING: dict[str, Any] = {"batch_size": 16, "learning_rate": 5e-4, "lr_schedule": "linear", "checkpoint_every": 0}
+TRAINING: dict[str, Any] = {"batch_size": 16, "learning_rate": 1e-3, "lr_schedule": "linear", "checkpoint_every": 0}
 SCORED: dict[str, Any] = {"reward": REWARD, "threshold": 0.0, "segments": "document"}
 _PASS = 64  # documents in one forward pass
 
@@ -111,7 +111,7 @@ CLAIM = Claim(
         ),
     ),
     experiment=experiment,
-    budgets={"smoke": Budget(1, {**SMOKE, "documents": 64}), "full": Budget(3, {"documents": 2000, "steps": 120, "held_out": 256})},
+    budgets={"smoke": Budget(1, {**SMOKE, "documents": 64}), "full": Budget(3, {"documents": 6000, "steps": 800, "held_out": 256})},
     notes="Training continues from `tinylm`, which has seen texts of this kind, rude ones among them, without control tokens; it is not pretraining from "
     "nothing. A reply is one segment, scored by a list of rude phrases, by which about 30 % of the texts are undesired. Conditional fine-tuning takes a "
     "quarter of the steps, after all steps of maximum likelihood. Conditional models are asked with <|good|> after the prompt, and so is their perplexity "
