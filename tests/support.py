@@ -221,13 +221,20 @@ class World:
                 "samples_per_prompt": 2,
                 "minibatch_size": 4,
                 "max_completion_length": 6,
-                "critic_learning_rate": 1e-2,
+                **({"critic_learning_rate": 1e-2} if isinstance(method, str) or "critic" in needs else {}),
+                **({"teacher": self.other_model} if "teacher" in needs else {}),
+                **({"guide": self.other_model} if "guide" in needs else {}),
+                **({"data": self.data["prompt-completion"]} if "answers" in needs else {}),
                 **training,
             },
             "sampling": {"data": self.data["prompt-only"], "reward": self.reward_model, "n": 3, "max_completion_length": 6},
         }
         if not isinstance(method, str) and method.key == "rso":  # enough candidates that some of those accepted differ
             by_loop["iterative"] |= {"samples_per_prompt": 8, "accepted": 4}
+        if not isinstance(method, str) and method.key == "salsa":
+            by_loop["rollouts"]["reference"] = f"soup:{self.model},{self.other_model}"
+        if not isinstance(method, str) and method.key == "pf-ppo":
+            by_loop["rollouts"] |= {"samples_per_prompt": 3, "minibatch_size": 3}
         if "objectives" in needs:
             by_loop["iterative"]["reward"] = [self.reward, self.brevity]
         scored = {"reward": self.reward} if "advantages" in needs or (loop == "supervised" and "scores" in needs) else {}

@@ -44,7 +44,7 @@ NEEDS = {  # what a loop offers beside the policy
     "ranked": set(),
     "iterative": {"reference", "anchor", "history", "objectives"},
     "reward-model": set(),
-    "rollouts": {"reference", "reward", "critic"},
+    "rollouts": {"reference", "reward", "critic", "greedy", "teacher", "answers", "guide", "nucleus", "soup", "groups"},
     "sampling": {"reward"},
 }
 FUNCTIONS = {  # what a loop calls
@@ -144,9 +144,11 @@ def test_its_file_stands_in_its_family_beside_its_loop_and_opens_with_the_equati
 
 def test_it_brings_the_functions_that_its_loop_calls_and_no_others(method: Method) -> None:
     wanted = FUNCTIONS[method.loop] | ({"critic_loss"} if "critic" in method.needs else set())
-    functions = ("loss", "estimate", "critic_loss", "select", "arrange", "writers", "advance", "prepare")
+    functions = ("loss", "estimate", "critic_loss", "select", "sample", "arrange", "writers", "advance", "prepare")
     found = {name for name in functions if getattr(method, name) is not None}
-    allowed = {"iterative": {"writers", "advance", "prepare"}, "supervised": {"prepare"}}.get(method.loop, set())
+    allowed = {"iterative": {"writers", "advance", "prepare"}, "supervised": {"prepare"}, "rollouts": {"select", "sample"}}.get(
+        method.loop, set()
+    )
     assert wanted <= found <= wanted | allowed
 
 
@@ -321,7 +323,10 @@ def all_that_continues(method: Method, world: World, rank: int) -> dict[str, Any
     if method.loop == "iterative":
         return {"warmup_steps": 2, "lr_schedule": "cosine"}
     if method.loop == "rollouts":
-        return {"pretrain_data": world.data["language-modeling"], "pretrain_coef": 0.1, "critic_warmup": 1, "lr_schedule": "cosine"}
+        critic = {"critic_warmup": 1} if "critic" in method.needs else {}
+        moving = {"reference_share": 0.3} if "reference" in method.needs and not rank else {}
+        pretrain = {"pretrain_data": world.data["language-modeling"], "pretrain_coef": 0.1}
+        return pretrain | critic | moving | {"lr_schedule": "cosine", "log_rewards": True}
     if method.loop == "sampling":
         return {}
     return {"eval_data": world.options(method)["data"], "eval_every": 2, "warmup_steps": 2, **({"lora_dropout": 0.3} if rank else {})}
@@ -473,7 +478,11 @@ def test_recomputing_activations_changes_no_gradient(
 def test_an_encoder_decoder_is_aligned_like_any_other_model(
     method: Method, world: World, tmp_path: Path, gradients: dict[int, Any], rank: int
 ) -> None:
-    if method.loop not in ("pairs", "unpaired", "ranked", "iterative"):
+    if method.loop not in ("pairs", "unpaired", "ranked", "iterative", "rollouts"):
+        return
+    if method.sample is not None:  # from beginnings of answers
+        with pytest.raises(UsageError, match="an encoder–decoder cannot go on from the beginning of an answer"):
+            program_of(method.key, world.options(method, model=world.encoder_decoder), tmp_path).step(0)
         return
     found = []
     many = {"samples_per_prompt": 8} if method.loop == "iterative" else {}  # so that some of a random model's answers differ

@@ -617,7 +617,7 @@ def test_a_mixture_draws_from_the_normalised_product_of_both_distributions(path:
     mine, theirs = (LanguageModel.load(str(make_model(tmp_path / f"{seed}", seed)), device="cpu") for seed in (0, 7))
     prompts, sampling = [[5, 9, 11], [20, 4], [7]], Sampling(max_new_tokens=5)
     for share in (0.0, 0.3, 1.0):
-        drawn = NativeEngine(mine, path=path, mixture=Mixture(theirs, share)).generate(prompts, sampling, n=2, seed=3)
+        drawn = NativeEngine(mine, path=path, partner=Mixture(theirs, share)).generate(prompts, sampling, n=2, seed=3)
         rows = [prompt for prompt in prompts for _ in range(2)]
         for row, prompt in enumerate(rows):
             ids = prompt + drawn.ids[row, : drawn.length[row]].tolist()

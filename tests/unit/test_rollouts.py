@@ -113,7 +113,7 @@ def test_a_reward_model_scores_the_very_tokens_that_were_sampled_after_the_very_
     from telos.models.generation import Sampling
 
     rollouts, texts = program.writer.call("write", prompts, sampling=Sampling(max_new_tokens=5), n=2, seed=1)
-    found = score(program.reward, program.table, rollouts, texts)
+    found, _ = score(program.reward, program.table, rollouts, texts)
     with torch.no_grad():
         wanted = program.reward.model.scores(layout(rollouts))
     torch.testing.assert_close(found.values, wanted, rtol=1e-5, atol=1e-5)

@@ -117,6 +117,15 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("--metric", action="append", help="only this metric (may be given several times)")
     add.add_argument("--out", metavar="FOLDER", help="also write a report with the curves laid over each other")
 
+    _add_leash(commands)
+
+    add = _command(commands, "leaderboard", "leaderboard:leaderboard", "rank methods over tasks from records of their scores")
+    add.add_argument("sources", metavar="RECORD", nargs="+", help="records (JSON), or folders that hold some (*.score.json)")
+    add.add_argument("--metric", action="append", help="metric of the tables, several times if wanted; 'all' for every one (default: gold)")
+    add.add_argument(
+        "--out", metavar="FILE.md", help="where to write the tables (default: leaderboard.md in the folder, when one folder is named)"
+    )
+
     _add_data(commands)
 
     add = _command(commands, "annotate", "annotate:annotate", "compare answers for a run that waits for a human (--judge human:FOLDER)")
@@ -135,11 +144,21 @@ def build_parser() -> argparse.ArgumentParser:
     return top
 
 
+def _add_leash(commands: Any) -> None:
+    from telos.cli.leash import add_options
+
+    add = _command(commands, "leash", "leash:leash", "compare what two models can find: pass@k, support and entropies of many answers")
+    add_options(add)
+    _watched(add, seed=True)
+
+
 def _add_data(commands: Any) -> None:
+    from telos.environments.text.base import TESTBEDS
+
     data = _command(commands, "data", "", "make data from a testbed, or inspect a data set")
     actions = data.add_subparsers(dest="action", metavar="ACTION", parser_class=_Parser, required=True)
     add = _command(actions, "make", "data:make", "write rows of a bundled testbed as JSON lines")
-    add.add_argument("testbed", metavar="TESTBED", help="arith, docstrings or review")
+    add.add_argument("testbed", metavar="TESTBED", help=f"one of {', '.join(TESTBEDS)}")
     add.add_argument("--kind", choices=("prompts", "sft", "pairs", "corpus"), required=True, help="what each row holds")
     add.add_argument("--n", type=int, required=True, help="rows")
     add.add_argument("--out", required=True, metavar="FILE.jsonl", help="where to write")

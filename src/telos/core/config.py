@@ -110,7 +110,10 @@ def option_name(written: str) -> str:
 
 
 def from_mapping(cls: type[C], values: Mapping[str, Any], *, source: str = "options") -> C:
-    """Builds a config. Raises `UsageError` naming the option for unknown names (with a suggestion), wrong types and missing values."""
+    """Builds a config; where several texts may be given, one stands for a list of one.
+
+    Raises `UsageError` naming the option for unknown names (with a suggestion), wrong types and missing values.
+    """
     import pydantic
 
     names = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
@@ -118,6 +121,8 @@ def from_mapping(cls: type[C], values: Mapping[str, Any], *, source: str = "opti
     for name in given:
         if name not in names:
             raise UsageError(f"{source}: unknown option {name!r}{did_you_mean(name, names)}; `telos show` lists the options of a method")
+    lists = {field.name for field in dataclasses.fields(cls) if str(field.type).startswith("tuple[str")}  # type: ignore[arg-type]
+    given = {name: (value,) if name in lists and isinstance(value, str) else value for name, value in given.items()}  # one is a list of one
     try:
         return pydantic.TypeAdapter(cls).validate_python(given)
     except pydantic.ValidationError as error:

@@ -23,7 +23,8 @@ class Method:
     loss: Callable[..., Any] | None = None  # per-token or per-example loss; its arguments are documented in the loop
     estimate: Callable[..., Any] | None = None  # on-policy loops: advantages and targets from scored rollouts
     critic_loss: Callable[..., Any] | None = None  # loops with a critic: its loss
-    select: Callable[..., Any] | None = None  # sampling loops: which of the drawn answers are kept
+    select: Callable[..., Any] | None = None  # sampling and on-policy loops: which of the drawn answers are kept
+    sample: Callable[..., Any] | None = None  # on-policy loops: how answers are written; default: all by the policy, from the prompt
     arrange: Callable[..., Any] | None = None  # iterative loops: which of the judged answers are learned from, and how
     writers: Callable[..., Any] | None = None  # iterative loops: how many answers each source writes; default: all by the policy
     advance: Callable[..., Any] | None = None  # iterative loops: the weights with which the next iteration begins

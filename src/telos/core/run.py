@@ -20,6 +20,7 @@ import sys
 import time
 import uuid
 import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,22 @@ def _holds(file: Path, config: configs.RunConfig) -> bool:
         return False
 
 
-_OURS = ("config.yaml", "metrics.jsonl", "samples.jsonl", "warnings.log", "checkpoints", "model", "critic")
+class JsonLines:
+    """A file of JSON lines that a run adds to. `written` is the count of bytes that belong to finished steps: it goes into the checkpoint, and what a
+    killed run wrote after it is written over."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.written = path, 0
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        with self.path.open("ab") as file:
+            file.truncate(self.written)
+            file.seek(self.written)
+            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+            self.written = file.tell()
+
+
+_OURS = ("config.yaml", "metrics.jsonl", "samples.jsonl", "rewards.jsonl", "warnings.log", "checkpoints", "model", "critic")
 
 
 class Run:

@@ -32,12 +32,17 @@ class Sequences(TensorClass):
 
 
 class Prompts(TensorClass):
-    """Prompts to be answered. prompt_ids [B, P] int64; prompt_length [B] int64; row [B] int64: index into the table the batch came from."""
+    """Prompts to be answered. prompt_ids [B, P] int64; prompt_length [B] int64; row [B] int64: index into the table the batch came from.
 
-    ragged: ClassVar[dict[str, tuple[str, ...]]] = {"prompt_length": ("prompt_ids",)}
+    Where a method asks for it: answer_ids [B, A] int64 with answer_length [B], the answer that the data have.
+    """
+
+    ragged: ClassVar[dict[str, tuple[str, ...]]] = {"prompt_length": ("prompt_ids",), "answer_length": ("answer_ids",)}
     prompt_ids: Tensor
     prompt_length: Tensor
     row: Tensor
+    answer_ids: Tensor | None = None
+    answer_length: Tensor | None = None
 
 
 class Pairs(TensorClass):
@@ -145,7 +150,8 @@ class Rollouts(TensorClass):
     ended [B] bool: the end token was produced, else the completion was truncated; group [B] int64: rows with the same prompt share it;
     reward [B] float32; reward_status [B] int8 (`REWARD_VALID`, `REWARD_NOT_APPLICABLE`, `REWARD_ERROR`); weight_version [B] int64: version
     of the weights that sampled the row; row [B] int64: index into the table of prompts; support [B, C, K] int64: the tokens that sampling
-    was limited to at each place (-1 pads), or None when it was not limited.
+    was limited to at each place (-1 pads), or None when it was not limited. Where a method asks for it: greedy_reward [B] float32 of the greedy
+    answer to the same prompt.
     """
 
     ragged: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -166,6 +172,7 @@ class Rollouts(TensorClass):
     weight_version: Tensor
     row: Tensor
     support: Tensor | None = None
+    greedy_reward: Tensor | None = None
 
 
 REWARD_VALID, REWARD_NOT_APPLICABLE, REWARD_ERROR = 0, 1, 2

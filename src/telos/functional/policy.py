@@ -1,14 +1,17 @@
-"""What on-policy losses over token sequences share: the views they are given, probability ratios, running statistics."""
+"""What on-policy methods over token sequences share: the views they are given, probability ratios, returns, running statistics."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from telos.functional.reduction import masked_mean
+from telos.functional.returns import at_last_action
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,23 @@ class Scored:
     scores: Tensor  # [N]
     ended: Tensor  # [N] bool: the end token was produced
     group: Tensor  # [N] answers to the same prompt share a number
+    dense: Tensor | None = None  # [N, T] rewards of steps, each on its step's last token, 0 elsewhere
+    steps: Tensor | None = None  # [N, T] bool: the last tokens of steps
+    greedy: Tensor | None = None  # [N] score of the greedy answer to the same prompt
+    teacher: Tensor | None = None  # [N, T] log-probabilities under the model whose likelihood is the reward of a token
+
+    @property
+    def valid(self) -> Tensor:
+        """[N] bool: answers that are learned from."""
+        return self.mask.any(1)
+
+    def __getitem__(self, rows: Tensor) -> Scored:
+        """The answers `rows` [M]."""
+        found: dict[str, Any] = {}
+        for part in dataclasses.fields(self):
+            value = getattr(self, part.name)
+            found[part.name] = None if value is None else value[rows]
+        return Scored(**found)
 
 
 @dataclass(frozen=True)
@@ -32,6 +52,7 @@ class Estimates:
     returns: Tensor | None = None  # [N, T]
     state: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    extra: Mapping[str, Tensor] = field(default_factory=dict)  # further tensors [N, …] that the loss wants to see beside the advantages
 
 
 @dataclass(frozen=True)
@@ -44,6 +65,8 @@ class PolicyView:
     reference: Tensor | None  # [N, T]
     advantages: Tensor  # [N, T]
     mask: Tensor  # [N, T] bool
+    group: Tensor | None = None  # [N] answers to the same prompt share a number
+    extra: Mapping[str, Tensor] = field(default_factory=dict)  # those of `Estimates`
 
 
 @dataclass(frozen=True)
@@ -54,6 +77,20 @@ class CriticView:
     old_values: Tensor  # [N, T] when the answers were sampled
     returns: Tensor  # [N, T]
     mask: Tensor  # [N, T] bool
+
+
+def token_rewards(scored: Scored, *, kl_coef: float = 0.0, scores: Tensor | None = None) -> Tensor:
+    """[N, T]: the answer's score on its last token, the rewards of its steps, and −kl_coef (log π − log π_ref) where there is a reference; 0 where masked.
+
+    `scores` [N] stand in for the given ones.
+    """
+    scores = scored.scores if scores is None else scores
+    rewards = at_last_action(torch.where(scored.valid, scores, torch.zeros_like(scores)), scored.mask)
+    if scored.dense is not None:
+        rewards = rewards + scored.dense
+    if kl_coef and scored.reference is not None:
+        rewards = rewards - kl_coef * (scored.logprobs - scored.reference)
+    return rewards.masked_fill(~scored.mask, 0.0)
 
 
 def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:

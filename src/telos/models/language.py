@@ -99,6 +99,13 @@ def choose_device(device: str) -> torch.device:
     return torch.device("cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu")
 
 
+def _rescales(config: Any) -> bool:
+    """Whether the decoder's states are divided by √d before the output layer: T5's first version and some of its relatives."""
+    said = getattr(config, "scale_decoder_outputs", None)  # where it is missing, as it was everywhere once, tied embeddings say so
+    kind = getattr(config, "model_type", "")
+    return bool(said) if said is not None else kind in ("t5", "longt5", "umt5", "switch_transformers") and bool(config.tie_word_embeddings)
+
+
 class LanguageModel(nn.Module):
     """A model with its tokenizer. `parameters()` that require a gradient are the ones trained."""
 
@@ -305,8 +312,8 @@ class LanguageModel(nn.Module):
                 f"{self.source}: its output layer is not a plain linear projection (logit soft-capping or an adapter on it), which is not supported"
             )
         divisor = float(getattr(config, "logits_scaling", None) or 1.0) / float(getattr(config, "logit_scale", None) or 1.0)
-        if self.is_encoder_decoder and getattr(config, "tie_word_embeddings", False) and getattr(config, "model_type", "") == "t5":
-            divisor *= float(config.d_model) ** 0.5  # T5 rescales its states when the embeddings are tied
+        if self.is_encoder_decoder and _rescales(config):
+            divisor *= float(config.d_model) ** 0.5
         return head.weight, head.bias, divisor
 
     def decoder(self) -> Any:

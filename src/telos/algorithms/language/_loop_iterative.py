@@ -174,7 +174,7 @@ class Program:
         if name == "reference":
             return Writer(theirs.model, c.engine, under=theirs.as_it_scores)
         mixture = Mixture(theirs.model, c.mixture, theirs.as_it_scores)  # type: ignore[attr-defined]
-        return Writer(self.model, c.engine, mixture=mixture)
+        return Writer(self.model, c.engine, partner=mixture)
 
     def plan(self) -> dict[str, Any]:
         """Which size is which, for the user to read before the first step."""
@@ -271,7 +271,7 @@ class Program:
     def _scores(self, reward: RewardSource, rollouts: Rollouts, texts: list[str]) -> Floats:
         """[P, n] of one reward, NaN where it gave none."""
         if self.shown.prompts is self.table.prompts:
-            scores = score(reward, self.table, rollouts, texts)
+            scores, _ = score(reward, self.table, rollouts, texts)
         else:  # the tokens of the prompts are not those of the prompts that the reward is shown
             rows = rollouts.row.tolist()
             columns = {name: [values[i] for i in rows] for name, values in self.shown.extra.items()}

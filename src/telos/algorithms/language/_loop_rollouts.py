@@ -2,7 +2,20 @@
 
 One iteration draws `batch_size` prompts, samples answers with the current weights, scores them, and hands a `functional.policy.Scored` to
 the method's `estimate(config, scored, state)`; its advantages then train the policy over `epochs` passes of minibatches with the method's
-`loss(config, view)`, and the critic, where the method `needs` one, with `critic_loss(config, view)`.
+`loss(config, view)`, and the critic, where the method `needs` one, with `critic_loss(config, view)`. Before that `select(config, scored, generator)`, where
+a method has it, says which answers are learned from (indices [M], in rising order): the others cost no further pass. `sample(config, draw, prompts, index)`,
+where a method has it, writes the answers: `draw(who, prompts, begun, n)` has them written by the policy or the guide, from given beginnings. What a method
+`needs`:
+
+- "reference": log-probabilities under the model that regularises. A method with the option `kl_coef` and no teacher has none while that is 0;
+- "soup": that model is the mean of several, `--reference soup:A,B`;
+- "critic": values of the state before each token, by a model that learns beside the policy;
+- "greedy": the score of the greedy answer to each prompt;
+- "teacher": log-probabilities under the model that the option `teacher` names;
+- "answers": the answers that the data have, in the prompts' batches;
+- "guide": a second writer, the model that the option `guide` names;
+- "nucleus": answers are drawn among the tokens in the nucleus `mask_top_p` of a copy of the policy that is renewed every `mask_every` iterations;
+- "groups": the answers to one prompt stay together, in minibatches, micro-batches and on workers.
 
 The log-probability contract: the answers' token ids are never encoded again, and the first ratio of new to sampled probabilities must be 1
 within tolerance, or the run stops and says why. Sampling temperature and support travel with the rollout. Answers without a valid reward
@@ -12,35 +25,39 @@ are masked out and counted.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from telos.algorithms.language._options import TrainingConfig, load_policy, lora_of
-from telos.algorithms.language._roles import Learner, Reference, micro_batches
-from telos.algorithms.language._rows import prompts_table, supervised_table
-from telos.algorithms.language._sampling import Writer, open_reward
+from telos.algorithms.language._roles import Learner, Reference, Scorer, micro_batches
+from telos.algorithms.language._rows import answered_prompts_table, prompts_table, supervised_table
+from telos.algorithms.language._sampling import Writer, open_rewards
 from telos.core.config import require
 from telos.core.errors import Failure, UsageError
 from telos.core.loop import NotFinite
 from telos.core.method import Method
-from telos.core.run import Run
+from telos.core.run import JsonLines, Run
 from telos.core.seeds import derive, numpy_generator
-from telos.data.batches import REWARD_VALID, Prompts, Rollouts
+from telos.data.batches import REWARD_NOT_APPLICABLE, REWARD_VALID, Prompts, Rollouts, concatenate
 from telos.data.cursor import Cursor
 from telos.data.tokenize import Table
 from telos.dataflow import Role, make_backend, transfer
 from telos.functional.policy import CriticView, Estimates, PolicyView, Scored, sequence_kl
 from telos.functional.reduction import Denominators, Losses, masked_mean, means
 from telos.models.generation import Sampling
+from telos.models.generation.native import Nucleus
+from telos.models.language import LanguageModel
 from telos.models.packing import Answers
 from telos.objectives.reward_model import RewardModel, same_ids
-from telos.objectives.rewards import require_some
+from telos.objectives.rewards import Combined, RewardSource, Scores, require_some
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,30 +71,60 @@ class RolloutsConfig(TrainingConfig):
     minibatch_size: int = 16  # answers in one optimiser step
     learning_rate: float = 5e-6  # peak, of the policy
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"  # down to zero at the last optimiser step
-    critic_learning_rate: float = 1e-5  # peak, of the critic
-    critic_init: Literal["reward", "policy"] = "reward"  # the critic starts as the reward model, or as the policy with a new head
-    critic_warmup: int = 0  # iterations at the start in which only the critic learns
     max_completion_length: int = 64  # tokens an answer may have
     temperature: float = 1.0  # of sampling, > 0; log-probabilities are taken at the same temperature
     top_p: float = 1.0  # nucleus of sampling, (0, 1]; ratios are taken over the same nucleus
     top_k: int = 0  # most probable tokens kept; 0 = all
-    reward: str = ""  # file.py:function, module:function, a reward model's folder or hub id, or gold:TESTBED
+    reward: tuple[
+        str, ...
+    ] = ()  # one or several, added up: file.py:function, module:function, a reward model's folder or hub id, gold:TESTBED
+    reward_weights: tuple[float, ...] = ()  # of several rewards, in their order; default: 1 each
     reward_timeout: float = 60.0  # seconds a batch may take in a reward function before it is ended
     reward_on_error: Literal["stop", "invalid"] = "stop"  # a failing reward function stops the run, or its answers are left out and counted
     missing_end_penalty: float = 0.0  # taken off the score of answers that were cut before their end token
-    reference: str | None = None  # model that regularises; default: the policy as it is at the start
+    mask_truncated: bool = False  # answers that were cut before their end token are not learned from
+    reference: str | None = None  # model that regularises, or soup:A,B for the mean of models' weights; default: the policy at the start
+    reference_share: float = 0.0  # share of the policy's weights that the reference takes on after each iteration; 0 = it stays
     engine: Literal["native", "vllm"] = "native"  # what generates; vllm is an extra and needs a GPU
     pretrain_data: str | None = None  # text whose likelihood is kept up beside the reward (PPO-ptx)
     pretrain_coef: float = 0.0  # weight of that likelihood, >= 0
+    log_rewards: bool = False  # writes rewards.jsonl: of each iteration each prompt's row and its answers' rewards
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, ">= 1", "samples_per_prompt", "epochs", "minibatch_size")
-        require(self, ">= 0", "critic_learning_rate", "critic_warmup", "top_k", "missing_end_penalty", "pretrain_coef")
+        require(self, ">= 0", "top_k", "missing_end_penalty", "pretrain_coef")
+        require(self, ">= 0 and <= 1", "reference_share")
         require(self, "> 0", "temperature", "reward_timeout")
         require(self, "> 0 and <= 1", "top_p")
         if self.lora_dropout:
             raise UsageError("--lora_dropout must be 0 in on-policy training: the policy that learns must be the one that was sampled")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticConfig(RolloutsConfig):
+    """Options of on-policy training with a critic."""
+
+    critic_learning_rate: float = 1e-5  # peak, of the critic
+    critic_init: Literal["reward", "policy"] = "reward"  # the critic starts as the reward model, or as the policy with a new head
+    critic_warmup: int = 0  # iterations at the start in which only the critic learns
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, ">= 0", "critic_learning_rate", "critic_warmup")
+        if self.critic_warmup >= self.steps:
+            raise UsageError(f"--critic_warmup {self.critic_warmup} leaves none of {self.steps} steps for the policy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResamplingConfig(RolloutsConfig):
+    """Options of methods that pass over whole prompts and draw others for them."""
+
+    sampling_rounds: int = 4  # batches of prompts that an iteration may draw until batch_size prompts are kept
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, ">= 1", "sampling_rounds")
 
 
 def layout(batch: Rollouts) -> Answers:
@@ -105,10 +152,12 @@ class Program:
     def __init__(self, method: Method, config: RolloutsConfig, run: Run) -> None:
         self.method, self.config, self.run = method, config, run
         self.last_batch: Mapping[str, Any] = {}
+        self.uses_reference = "reference" in method.needs and ("teacher" in method.needs or getattr(config, "kl_coef", None) != 0)
         self._check()
         backend = make_backend(config.backend)
         self.model = load_policy(config)
-        self.table = prompts_table(config, config.data, "--data", self.model, run)
+        read = answered_prompts_table if "answers" in method.needs else prompts_table
+        self.table = read(config, config.data, "--data", self.model, run)
         if len(self.table) < config.batch_size:
             raise UsageError(f"--batch_size {config.batch_size} is larger than the {len(self.table)} usable prompts of {config.data}")
         self.cursor = Cursor(len(self.table), config.batch_size, derive(config.seed, "rows"), drop_last=True)
@@ -120,18 +169,36 @@ class Program:
             self.pretrain_cursor = Cursor(
                 len(self.pretrain), min(config.minibatch_size, len(self.pretrain)), derive(config.seed, "pretrain"), drop_last=True
             )
-        self.reward = open_reward(config.reward, timeout=config.reward_timeout, on_error=config.reward_on_error, policy=self.model)
+        self.reward = open_rewards(
+            config.reward, config.reward_weights, timeout=config.reward_timeout, on_error=config.reward_on_error, policy=self.model
+        )
         updates = config.epochs * math.ceil(config.batch_size * config.samples_per_prompt / config.minibatch_size)
-        trained = config.steps - config.critic_warmup
-        self.learner = backend.place(lambda: Learner(self.model, config, trained * updates))
-        self.reference = backend.place(lambda: Reference(self.model, config.reference)) if "reference" in method.needs else None
+        self.warmup = config.critic_warmup if isinstance(config, CriticConfig) else 0
+        # What stays together is one row to the learner.
+        self.together = config.samples_per_prompt if "groups" in method.needs else 1
+        shaped = dataclasses.replace(config, micro_batch_size=-(-config.micro_batch_size // self.together))
+        self.learner = backend.place(lambda: Learner(self.model, shaped, (config.steps - self.warmup) * updates))
+        self.reference = backend.place(lambda: Reference(self.model, config.reference)) if self.uses_reference else None
+        if config.reference_share and self.reference is not None and self.reference.workers[0].shared:
+            raise UsageError("--reference_share: the reference is the policy without its adapter and has no weights that could move")
+        self.teacher = backend.place(lambda: Reference(self.model, config.teacher)) if "teacher" in method.needs else None  # type: ignore[attr-defined]
         self.critic = None
         if "critic" in method.needs:
-            self.critic_model = self._load_critic()
-            critic_config = _with_rate(config)
+            assert isinstance(config, CriticConfig)
+            self.critic_model = self._load_critic(config)
+            critic_config = dataclasses.replace(config, learning_rate=config.critic_learning_rate)
             self.critic_learner = backend.place(lambda: Learner(self.critic_model, critic_config, config.steps * updates))
             self.critic = backend.place(lambda: Critic(self.critic_model))
-        self.writer = backend.place(lambda: Writer(self.model, config.engine))
+        partner = None
+        if "nucleus" in method.needs:
+            self.mask = backend.place(lambda: Scorer(self.model.frozen_copy()))
+            partner = Nucleus(self.mask.workers[0].model, config.mask_top_p)  # type: ignore[attr-defined]
+        self.writer = backend.place(lambda: Writer(self.model, config.engine, partner=partner))
+        self.guide = backend.place(lambda: self._guide(config.guide)) if "guide" in method.needs else None  # type: ignore[attr-defined]
+        self.sampling = Sampling(
+            temperature=config.temperature, top_p=config.top_p, top_k=config.top_k, max_new_tokens=config.max_completion_length
+        )
+        self.lines = JsonLines(run.path / "rewards.jsonl") if config.log_rewards else None
         self.method_state: dict[str, float] = {}
         self._unchecked = True  # whether this iteration's first ratio is still to be checked
 
@@ -141,20 +208,40 @@ class Program:
             raise UsageError(
                 "--reward is missing: give file.py:function, module:function, a reward model's folder or hub id, or gold:TESTBED"
             )
+        for name in ("teacher", "guide"):
+            if name in self.method.needs and not getattr(c, name):
+                raise UsageError(f"--{name} is missing: {self.method.key} needs a model's folder or hub id there")
+        if "soup" in self.method.needs and not (c.reference or "").startswith("soup:"):
+            raise UsageError("--reference is missing: give soup:A,B with the folders of fine-tuned models of one shape")
         if c.pretrain_coef and not c.pretrain_data:
             raise UsageError("--pretrain_coef needs --pretrain_data")
         if c.pretrain_data and not c.pretrain_coef:
             raise UsageError("--pretrain_data has no effect while --pretrain_coef is 0")
-        if c.critic_warmup >= c.steps:
-            raise UsageError(f"--critic_warmup {c.critic_warmup} leaves none of {c.steps} steps for the policy")
+        if c.reference is not None and not self.uses_reference:
+            raise UsageError(f"--reference has no effect on {self.method.key}, which uses no reference model as it is set up")
+        if c.reference_share and not self.uses_reference:
+            raise UsageError("--reference_share has no effect without a reference model")
+        if "groups" in self.method.needs and c.minibatch_size % c.samples_per_prompt:
+            raise UsageError(
+                f"--minibatch_size {c.minibatch_size} cuts the {c.samples_per_prompt} answers to a prompt apart; give a multiple"
+            )
 
-    def _load_critic(self) -> RewardModel:
-        c = self.config
+    def _guide(self, source: str) -> Writer:
+        guide = LanguageModel.load(source, precision=self.config.precision, device=str(self.model.device))
+        guide.requires_grad_(False)
+        if not same_ids(self.model.tokenizer, guide.tokenizer):
+            raise UsageError(
+                f"--guide {source} has another vocabulary than {self.config.model}; it could not go on from the policy's tokens"
+            )
+        return Writer(guide, self.config.engine)
+
+    def _load_critic(self, c: CriticConfig) -> RewardModel:
         source, fresh = c.model, True
         if c.critic_init == "reward":
             if not isinstance(getattr(self.reward, "model", None), RewardModel):
-                raise UsageError(f"--critic_init reward needs a reward model, and --reward {c.reward} is not one; use --critic_init policy")
-            source, fresh = c.reward, False
+                given = ", ".join(c.reward)
+                raise UsageError(f"--critic_init reward needs a reward model, and --reward {given} is not one; use --critic_init policy")
+            source, fresh = c.reward[0], False
         critic = RewardModel.load(source, fresh=fresh, tokenizer=c.tokenizer, lora=lora_of(c), precision=c.precision, device=c.device)
         if not same_ids(self.model.tokenizer, critic.tokenizer):
             raise UsageError(f"the critic from {source} has another vocabulary than {c.model}; use --critic_init policy")
@@ -179,42 +266,121 @@ class Program:
 
     def step(self, index: int) -> dict[str, float]:
         c = self.config
-        rollouts, metrics = self._sample(index)
+        rollouts, scored, metrics = self._collect(index)
         self.last_batch = {name: value for name, value in rollouts.to_dict().items() if isinstance(value, Tensor)}
         if not bool(torch.isfinite(rollouts.reward).all()):
             raise NotFinite(f"iteration {index + 1}: a reward is not finite", self.last_batch)
-        micro = c.micro_batch_size
-        reference = None
-        if self.reference is not None:
-            reference = self.reference.call(
-                "logprobs", rollouts, layout=layout, kinds=1, micro_batch_size=micro, temperature=c.temperature
-            ).squeeze(1)
-        values = self.critic.call("values", rollouts, micro_batch_size=micro) if self.critic is not None else None
-        usable = rollouts.reward_status == REWARD_VALID
-        mask = rollouts.action_mask & usable[:, None]
-        scored = Scored(mask, rollouts.logprobs, reference, values, rollouts.reward, rollouts.ended, rollouts.group)
+        if len(rollouts) == 0:
+            return metrics | {"iterations/skipped": 1.0}
+        scored = self._informed(rollouts, scored)
+        if scored.reference is not None and bool(scored.valid.any()):
+            metrics["kl"] = float(sequence_kl(scored.logprobs, scored.reference, scored.mask)[scored.valid].mean())
         assert self.method.estimate is not None
         estimates: Estimates = self.method.estimate(c, scored, self.method_state)
         self.method_state = dict(estimates.state)
-        metrics |= _describe(rollouts, scored) | dict(estimates.metrics)
         self._unchecked = True
-        return metrics | self._learn(index, rollouts, scored, estimates)
+        metrics |= dict(estimates.metrics) | self._learn(index, rollouts, scored, estimates)
+        if c.reference_share and self.reference is not None:
+            self.reference.call("approach", self.learner.call("weights"), share=c.reference_share)
+        if "nucleus" in self.method.needs and (index + 1) % c.mask_every == 0:  # type: ignore[attr-defined]
+            self.mask.call("approach", self.learner.call("weights"), share=1.0)
+        return metrics
 
-    def _sample(self, index: int) -> tuple[Rollouts, dict[str, float]]:
+    def _collect(self, index: int) -> tuple[Rollouts, Scored, dict[str, float]]:
+        """Scored answers that are learned from, of as many as `batch_size` prompts. A method that passes over whole prompts has others drawn for them."""
         c = self.config
-        rows = self.cursor.next()
-        prompts: Prompts = self.table.batch(rows).to(self.model.device)  # type: ignore[assignment]
-        sampling = Sampling(temperature=c.temperature, top_p=c.top_p, top_k=c.top_k, max_new_tokens=c.max_completion_length)
-        rollouts, texts = self.writer.call(
-            "write", prompts, sampling=sampling, n=c.samples_per_prompt, seed=derive(c.seed, "sampling", index)
-        )
-        scores = score(self.reward, self.table, rollouts, texts)
+        rounds = c.sampling_rounds if isinstance(c, ResamplingConfig) else 1
+        drawn: list[Rollouts] = []
+        kept: list[Rollouts] = []
+        counts: dict[str, float] = {}
+        prompts = 0
+        for round_ in range(rounds):
+            rollouts, found = self._sample(index, round_)
+            counts = {name: counts.get(name, 0.0) + value for name, value in found.items()}
+            drawn.append(rollouts)
+            if self.method.select is not None:
+                rows = self.method.select(c, self._scored(rollouts), numpy_generator(c.seed, "selection", index, round_))
+                rollouts = _taken(rollouts, torch.as_tensor(rows))
+            kept.append(rollouts)
+            prompts += len(torch.unique(rollouts.group))
+            if prompts >= c.batch_size:
+                break
+        everything = concatenate(drawn)
+        metrics = counts | _describe(everything, self._scored(everything))
+        if self.lines is not None:
+            self.lines.append([{"step": index + 1, **row} for row in _rewards_by_prompt(everything)])
+        rollouts = concatenate(kept)
+        if self.method.select is not None:
+            numbers = torch.unique_consecutive(rollouts.group)
+            rollouts = _taken(rollouts, torch.isin(rollouts.group, numbers[: c.batch_size]).nonzero()[:, 0])
+            metrics["completions/learned_from"] = len(rollouts) / len(everything)
+        return rollouts, self._scored(rollouts), metrics
+
+    def _scored(self, rollouts: Rollouts) -> Scored:
+        usable = rollouts.reward_status == REWARD_VALID
+        if self.config.mask_truncated:
+            usable = usable & rollouts.ended
+        mask = rollouts.action_mask & usable[:, None]
+        return Scored(mask, rollouts.logprobs, None, None, rollouts.reward, rollouts.ended, rollouts.group, greedy=rollouts.greedy_reward)
+
+    def _informed(self, rollouts: Rollouts, scored: Scored) -> Scored:
+        """With what other models say of the answers."""
+        c = self.config
+        under = {"layout": layout, "kinds": 1, "micro_batch_size": c.micro_batch_size, "temperature": c.temperature}
+        found: dict[str, Tensor] = {}
+        if self.reference is not None:
+            found["reference"] = self.reference.call("logprobs", rollouts, **under).squeeze(1)
+        if self.teacher is not None:
+            found["teacher"] = self.teacher.call("logprobs", rollouts, **under).squeeze(1)
+        if self.critic is not None:
+            found["values"] = self.critic.call("values", rollouts, micro_batch_size=c.micro_batch_size)
+        return dataclasses.replace(scored, **found)
+
+    def _sample(self, index: int, round_: int) -> tuple[Rollouts, dict[str, float]]:
+        """Answers to the next prompts with their rewards, and how many rows had none."""
+        c = self.config
+        prompts: Prompts = self.table.batch(self.cursor.next()).to(self.model.device)  # type: ignore[assignment]
+        seed = derive(c.seed, "sampling", index) if round_ == 0 else derive(c.seed, "sampling", index, round_)
+        rollouts, texts = self._write(prompts, c.samples_per_prompt, index, seed)
+        rollouts.group = rollouts.group + round_ * len(self.table)  # a prompt that comes again makes another group
+        counts = self._reward(rollouts, texts)
+        if "greedy" in self.method.needs:
+            counts |= self._add_greedy(prompts, rollouts)
+        return rollouts, counts
+
+    def _add_greedy(self, prompts: Prompts, rollouts: Rollouts) -> dict[str, float]:
+        """Sets the rewards of the greedy answers; a prompt whose greedy answer has no reward is left out."""
+        c = self.config
+        greedy, texts = self.writer.call("write", prompts, sampling=Sampling(temperature=0.0, max_new_tokens=c.max_completion_length), n=1)
+        scores, _ = score(self.reward, self.table, greedy, texts)
+        value = torch.where(scores.valid, scores.values, 0.0).to(rollouts.reward)
+        value = value - c.missing_end_penalty * (~greedy.ended).to(value)
+        rollouts.greedy_reward = value.repeat_interleave(c.samples_per_prompt)
+        known = scores.valid.to(rollouts.reward_status.device).repeat_interleave(c.samples_per_prompt)
+        rollouts.reward_status = torch.where(known, rollouts.reward_status, REWARD_NOT_APPLICABLE).to(rollouts.reward_status.dtype)
+        return {"rewards/greedy_missing": float((~scores.valid).sum())} if not bool(scores.valid.all()) else {}
+
+    def _write(self, prompts: Prompts, n: int, index: int, seed: int) -> tuple[Rollouts, list[str]]:
+        if self.method.sample is None:
+            return self.writer.call("write", prompts, sampling=self.sampling, n=n, seed=seed)
+        count = itertools.count()
+
+        def draw(who: str, given: Prompts, begun: list[list[int]] | None = None, n: int = n) -> tuple[Rollouts, list[str]]:
+            writer = self.guide if who == "guide" else self.writer
+            assert writer is not None
+            return writer.call("write", given, begun, sampling=self.sampling, n=n, seed=derive(seed, next(count)))
+
+        return self.method.sample(self.config, draw, prompts, index)
+
+    def _reward(self, rollouts: Rollouts, texts: list[str]) -> dict[str, float]:
+        """Sets the rewards of the answers; returns what is to be logged of them."""
+        scores, metrics = score(self.reward, self.table, rollouts, texts)
         require_some(scores, self.reward.name)
         value = torch.where(scores.valid, scores.values, 0.0).to(rollouts.reward)
-        rollouts.reward = value - c.missing_end_penalty * (~rollouts.ended).to(value)
+        rollouts.reward = value - self.config.missing_end_penalty * (~rollouts.ended).to(value)
         rollouts.reward_status = scores.status.to(rollouts.reward_status)
         counts = scores.counts()
-        return rollouts, {f"rewards/{name}": float(n) for name, n in counts.items() if name != "valid"}
+        return metrics | {f"rewards/{name}": float(n) for name, n in counts.items() if name != "valid"}
 
     def _learn(self, index: int, rollouts: Rollouts, scored: Scored, estimates: Estimates) -> dict[str, float]:
         c = self.config
@@ -223,20 +389,27 @@ class Program:
         update: dict[str, float] = {}
         updates = 0
         n = len(rollouts)
-        entries = [scored.mask, scored.logprobs, estimates.advantages]
-        entries += [scored.reference] if scored.reference is not None else []
+        entries = {
+            "mask": scored.mask,
+            "old": scored.logprobs,
+            "advantages": estimates.advantages,
+            "group": scored.group,
+            **estimates.extra,
+        }
+        entries |= {} if scored.reference is None else {"reference": scored.reference}
+        losses = functools.partial(self._policy_losses, tuple(entries))
         critic_entries = [scored.mask, scored.values, estimates.returns] if self.critic is not None else []
         for epoch in range(c.epochs):
             order = torch.from_numpy(_shuffled_groups(rollouts.group, numpy_generator(c.seed, "minibatches", index, epoch)))
             for start in range(0, n, c.minibatch_size):
                 rows = order[start : start + c.minibatch_size].to(rollouts.group.device)
-                part, tokens = rollouts[rows], int(scored.mask[rows].sum())
-                if tokens == 0:
+                part, counts = rollouts[rows], Denominators(int(scored.valid[rows].sum()), int(scored.mask[rows].sum()))
+                if counts.examples == 0:
                     continue
-                counts = Denominators(len(part), tokens)
-                if index >= c.critic_warmup:
+                if index >= self.warmup:
+                    given = [part, *(entry[rows] for entry in entries.values())]
                     result = self.learner.call(
-                        "accumulate", part, *(entry[rows] for entry in entries), losses=self._policy_losses, denominators=counts
+                        "accumulate", *(_in_groups(value, self.together) for value in given), losses=losses, denominators=counts
                     )
                     sums["loss"] += result["loss"]
                     _add(totals, result["metrics"])
@@ -269,15 +442,19 @@ class Program:
         scores = model.logprobs(sequence_layout(part))
         return Losses(-self.config.pretrain_coef * scores.logprobs, part.loss_mask[:, 1:])
 
-    def _policy_losses(self, model: Any, part: Rollouts, mask: Tensor, old: Tensor, advantages: Tensor, *reference: Tensor) -> Losses:
+    def _policy_losses(self, names: tuple[str, ...], model: Any, part: Rollouts, *rows: Tensor) -> Losses:
         c = self.config
+        if self.together > 1:
+            part, rows = cast(Rollouts, part.reshape(-1)), tuple(value.flatten(0, 1) for value in rows)
+        given = dict(zip(names, rows, strict=True))
         scores = model.logprobs(layout(part), temperature=c.temperature, support=part.support, want_entropy=True)
+        old = given.pop("old")
         if self._unchecked:
             self._check_first_ratio(scores.logprobs, old, part.action_mask)
         assert scores.entropy is not None
         assert self.method.loss is not None
-        view = PolicyView(scores.logprobs, scores.entropy, old, reference[0] if reference else None, advantages, mask)
-        return self.method.loss(c, view)
+        known: dict[str, Any] = {name: given.pop(name, None) for name in ("reference", "advantages", "mask", "group")}
+        return self.method.loss(c, PolicyView(scores.logprobs, scores.entropy, old, **known, extra=given))
 
     def _critic_losses(self, model: Any, part: Rollouts, mask: Tensor, old: Tensor, returns: Tensor) -> Losses:
         assert self.method.critic_loss is not None
@@ -306,6 +483,12 @@ class Program:
             state["critic"] = self.critic_learner.workers[0].state()
         if self.pretrain is not None:
             state["pretrain"] = self.pretrain_cursor.state_dict()
+        if self.config.reference_share and self.reference is not None:
+            state["reference"] = self.reference.workers[0].weights()
+        if "nucleus" in self.method.needs:
+            state["mask"] = self.mask.workers[0].weights()
+        if self.lines is not None:
+            state["lines"] = self.lines.written
         return state
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -318,6 +501,12 @@ class Program:
                 worker.load(state["critic"])
         if self.pretrain is not None:
             self.pretrain_cursor.load_state_dict(state["pretrain"])
+        if "reference" in state and self.reference is not None:
+            self.reference.call("approach", state["reference"], share=1.0)
+        if "nucleus" in self.method.needs:
+            self.mask.call("approach", state["mask"], share=1.0)
+        if self.lines is not None:
+            self.lines.written = state["lines"]
 
     def finish(self, run: Run) -> None:
         self.model.save(run.path / "model")
@@ -326,15 +515,22 @@ class Program:
         self.reward.close()
 
 
-def _with_rate(config: RolloutsConfig) -> TrainingConfig:
-    """The optimiser's options for the critic."""
-    return dataclasses.replace(config, learning_rate=config.critic_learning_rate)
-
-
 def _add(totals: dict[str, tuple[float, float]], more: Mapping[str, tuple[float, float]]) -> None:
     for name, (value, count) in more.items():
         before = totals.get(name, (0.0, 0.0))
         totals[name] = (before[0] + value, before[1] + count)
+
+
+def _taken(rollouts: Rollouts, rows: Tensor) -> Rollouts:
+    """The answers `rows` [M]."""
+    return cast(Rollouts, rollouts[rows.to(rollouts.row.device)])
+
+
+def _in_groups(values: Any, size: int) -> Any:
+    """Rows [M, …] as groups of `size` [M / size, size, …]."""
+    if size == 1:
+        return values
+    return values.unflatten(0, (-1, size)) if isinstance(values, Tensor) else values.reshape(-1, size)
 
 
 def _shuffled_groups(group: Tensor, generator: np.random.Generator) -> np.ndarray:
@@ -343,8 +539,9 @@ def _shuffled_groups(group: Tensor, generator: np.random.Generator) -> np.ndarra
     return np.argsort(generator.permutation(len(found))[number], kind="stable")
 
 
-def score(reward: Any, table: Table, rollouts: Rollouts, texts: list[str]) -> Any:
-    """What the reward says of sampled answers; it sees prompts as given, texts without end tokens, and the data's own columns."""
+def score(reward: RewardSource, table: Table, rollouts: Rollouts, texts: list[str]) -> tuple[Scores, dict[str, float]]:
+    """What the reward says of sampled answers, and its parts' numbers where there are several. It sees prompts as given, texts without end tokens, and the
+    data's own columns."""
     rows = rollouts.row.tolist()
     ids = [ids[:length] for ids, length in zip(rollouts.completion_ids.tolist(), rollouts.completion_length.tolist(), strict=True)]
     columns = {name: [values[i] for i in rows] for name, values in table.extra.items()}
@@ -352,7 +549,17 @@ def score(reward: Any, table: Table, rollouts: Rollouts, texts: list[str]) -> An
         columns["prompt_ids"] = [
             ids[:length] for ids, length in zip(rollouts.prompt_ids.tolist(), rollouts.prompt_length.tolist(), strict=True)
         ]
-    return reward.score([table.prompts[i] for i in rows], texts, ids, columns)
+    given = ([table.prompts[i] for i in rows], texts, ids, columns)
+    return reward.score_parts(*given) if isinstance(reward, Combined) else (reward.score(*given), {})
+
+
+def _rewards_by_prompt(rollouts: Rollouts) -> list[dict[str, Any]]:
+    """For each group its row in the table and the rewards of its answers, None where there is none."""
+    found: dict[int, dict[str, Any]] = {}
+    valid = (rollouts.reward_status == REWARD_VALID).tolist()
+    for group, row, reward, known in zip(rollouts.group.tolist(), rollouts.row.tolist(), rollouts.reward.tolist(), valid, strict=True):
+        found.setdefault(group, {"row": row, "rewards": []})["rewards"].append(reward if known else None)
+    return list(found.values())
 
 
 def _describe(rollouts: Rollouts, scored: Scored) -> dict[str, float]:
@@ -360,13 +567,10 @@ def _describe(rollouts: Rollouts, scored: Scored) -> dict[str, float]:
     usable = scored.mask.any(1)
     rewards = rollouts.reward[usable]
     mask = scored.mask
-    out = {
+    return {
         "reward": float(rewards.mean()) if len(rewards) else 0.0,
         "reward_std": float(rewards.std(unbiased=False)) if len(rewards) else 0.0,
         "completions/mean_length": float(rollouts.completion_length.float().mean()),
         "completions/clipped_ratio": float((~rollouts.ended).float().mean()),
         "perplexity": float(masked_mean(-scored.logprobs, mask).exp()),
     }
-    if scored.reference is not None:
-        out["kl"] = float(sequence_kl(scored.logprobs, scored.reference, mask)[usable].mean()) if bool(usable.any()) else 0.0
-    return out

@@ -6,7 +6,6 @@ its reward, and which was kept, is appended to `samples.jsonl` in the run's fold
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,11 +15,11 @@ import numpy as np
 from telos.algorithms.language._loop_rollouts import score
 from telos.algorithms.language._options import LanguageConfig, load_policy
 from telos.algorithms.language._rows import prompts_table
-from telos.algorithms.language._sampling import Writer, open_reward
+from telos.algorithms.language._sampling import Writer, open_rewards
 from telos.core.config import require
 from telos.core.errors import UsageError
 from telos.core.method import Method
-from telos.core.run import Run
+from telos.core.run import JsonLines, Run
 from telos.core.seeds import derive
 from telos.dataflow import make_backend
 from telos.models.generation import Sampling
@@ -38,7 +37,10 @@ class SamplingConfig(LanguageConfig):
     top_p: float = 1.0  # nucleus, (0, 1]
     top_k: int = 0  # most probable tokens kept; 0 = all
     max_completion_length: int = 64  # tokens an answer may have
-    reward: str = ""  # file.py:function, module:function, a reward model's folder or hub id, or gold:TESTBED
+    reward: tuple[
+        str, ...
+    ] = ()  # one or several, added up: file.py:function, module:function, a reward model's folder or hub id, gold:TESTBED
+    reward_weights: tuple[float, ...] = ()  # of several rewards, in their order; default: 1 each
     reward_timeout: float = 60.0  # seconds a batch may take in a reward function before it is ended
     reward_on_error: Literal["stop", "invalid"] = "stop"  # a failing reward function stops the run, or its answers are left out and counted
     engine: Literal["native", "vllm"] = "native"  # what generates
@@ -61,9 +63,11 @@ class Program:
             )
         self.model = load_policy(config)
         self.table = prompts_table(config, config.data, "--data", self.model, run)
-        self.reward = open_reward(config.reward, timeout=config.reward_timeout, on_error=config.reward_on_error, policy=self.model)
+        self.reward = open_rewards(
+            config.reward, config.reward_weights, timeout=config.reward_timeout, on_error=config.reward_on_error, policy=self.model
+        )
         self.writer = make_backend(config.backend).place(lambda: Writer(self.model, config.engine))
-        self.written = 0  # bytes of samples.jsonl that belong to finished steps
+        self.lines = JsonLines(run.path / "samples.jsonl")
 
     def plan(self) -> dict[str, Any]:
         c = self.config
@@ -75,7 +79,7 @@ class Program:
         prompts = self.table.batch(rows).to(self.model.device)
         sampling = Sampling(temperature=c.temperature, top_p=c.top_p, top_k=c.top_k, max_new_tokens=c.max_completion_length)
         rollouts, texts = self.writer.call("write", prompts, sampling=sampling, n=c.n, seed=derive(c.seed, "sampling", index))
-        scores = score(self.reward, self.table, rollouts, texts)
+        scores, metrics = score(self.reward, self.table, rollouts, texts)
         require_some(scores, self.reward.name)
         rewards = np.where(scores.valid.numpy(), scores.values.numpy(), -np.inf).reshape(len(rows), c.n)
         assert self.method.select is not None
@@ -83,7 +87,7 @@ class Program:
         self._write(rows, texts, rewards, kept)
         usable = np.isfinite(rewards).all(1)
         best = rewards[np.arange(len(rows)), kept]
-        return {
+        return metrics | {
             "reward/mean": float(rewards[usable].mean()) if usable.any() else 0.0,
             "reward/kept": float(best[np.isfinite(best)].mean()),
             "rewards/unusable_prompts": float((~usable).sum()),
@@ -97,20 +101,14 @@ class Program:
             answers = texts[i * self.config.n : (i + 1) * self.config.n]
             best = answers[kept[i]] if np.isfinite(rewards[i]).any() else None  # nobody said that the first is better
             values = [float(r) if np.isfinite(r) else None for r in rewards[i]]
-            lines.append(
-                json.dumps({"prompt": self.table.prompts[row], "completion": best, "completions": answers, "scores": values}) + "\n"
-            )
-        with (self.run.path / "samples.jsonl").open("ab") as file:
-            file.truncate(self.written)  # lines of a step that was not finished when the run was killed
-            file.seek(self.written)
-            file.write("".join(lines).encode())
-            self.written = file.tell()
+            lines.append({"prompt": self.table.prompts[row], "completion": best, "completions": answers, "scores": values})
+        self.lines.append(lines)
 
     def state(self) -> dict[str, Any]:
-        return {"written": self.written}
+        return {"written": self.lines.written}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self.written = state["written"]
+        self.lines.written = state["written"]
 
     def finish(self, run: Run) -> None:
         self.reward.close()

@@ -219,7 +219,7 @@ class Program(AlignmentProgram):
             prompts = Prompts(prompt_ids=batch.prompt_ids, prompt_length=batch.prompt_length, row=batch.row, batch_size=[len(chosen)])
             sampling = Sampling(max_new_tokens=config.max_completion_length)
             drawn, texts = writer.call("write", prompts, sampling=sampling, n=n, seed=derive(config.seed, "values", start))
-            scores = score(self.reward, asked, drawn, texts)
+            scores, _ = score(self.reward, asked, drawn, texts)
             require_some(scores, self.reward.name)
             for i, values in zip(chosen, scores.values.view(-1, n), strict=True):
                 usable = values[values.isfinite()]

@@ -179,6 +179,18 @@ class Scorer(Role):
                 parts.append(self.model.logprobs(answers, **options).logprobs.view(-1, kinds, answers.ids.shape[1]))
         return torch.cat(parts)
 
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of its weights by name."""
+        return {name: p.detach().clone() for name, p in self.model.named_parameters()}
+
+    @transfer(split="broadcast", collect="first")
+    def approach(self, weights: Mapping[str, Tensor], *, share: float) -> None:
+        """Moves to (1 − share) of its own weights and `share` of those given."""
+        with torch.no_grad():
+            for name, p in self.model.named_parameters():
+                if name in weights:
+                    p.lerp_(weights[name].to(p), share)
+
 
 class Reference(Scorer):
     """A frozen model, or the policy with its new adapter switched off: the distribution that regularises."""
@@ -187,11 +199,11 @@ class Reference(Scorer):
         """`source` names another model with the same tokenizer, or `soup:A,B` the mean of several models' weights (Wortsman et al. 2022); None
         takes the policy as it is now."""
         # Without a new adapter the policy is what it is at the start; without one that was loaded it is something else.
-        self._shared = source is None and policy.has_new_adapter
-        super().__init__(policy if self._shared else policy.frozen_copy() if source is None else _other_model(policy, source))
+        self.shared = source is None and policy.has_new_adapter
+        super().__init__(policy if self.shared else policy.frozen_copy() if source is None else _other_model(policy, source))
 
     def as_it_scores(self) -> contextlib.AbstractContextManager[Any]:
-        return self.model.adapter_off() if self._shared else contextlib.nullcontext()
+        return self.model.adapter_off() if self.shared else contextlib.nullcontext()
 
 
 def _other_model(policy: LanguageModel, source: str) -> LanguageModel:

@@ -10,37 +10,50 @@ from typing import Any
 import torch
 
 from telos.core.errors import UsageError
-from telos.data.batches import REWARD_VALID, Prompts, Rollouts
+from telos.data.batches import REWARD_VALID, Prompts, Rollouts, pad_1d
 from telos.dataflow import Role, transfer
 from telos.environments.text.base import Item, load_testbed
-from telos.models.generation import Sampling, make_engine
-from telos.models.generation.native import Mixture, NativeEngine
+from telos.models.generation import Generated, Sampling, make_engine
+from telos.models.generation.native import Mixture, NativeEngine, Nucleus
 from telos.models.language import LanguageModel
-from telos.objectives.rewards import RewardSource, load_reward, require_some
+from telos.objectives.rewards import Combined, RewardSource, load_reward, require_some
 
 
 class Writer(Role):
     """Generates answers with a model's current weights. `under` gives the context in which it writes: without its adapter, for a reference. With
-    `mixture` it writes with two models at once, which the bundled engine alone can do."""
+    a `partner` it writes with two models at once, which the bundled engine alone can do."""
 
     def __init__(
         self,
         model: LanguageModel,
         engine: str = "native",
         under: Callable[[], AbstractContextManager[Any]] = nullcontext,
-        mixture: Mixture | None = None,
+        partner: Mixture | Nucleus | None = None,
     ) -> None:
-        if mixture is not None and engine != "native":
-            raise UsageError(f"--engine {engine} cannot mix two models token by token; use --engine native")
+        if partner is not None and engine != "native":
+            raise UsageError(f"--engine {engine} cannot ask two models for each token; use --engine native")
         self.model, self.under = model, under
-        self.engine = make_engine(model, engine) if mixture is None else NativeEngine(model, mixture=mixture)
+        self.engine = make_engine(model, engine) if partner is None else NativeEngine(model, partner=partner)
 
     @transfer(split="rows", collect="rows")
-    def write(self, prompts: Prompts, *, sampling: Sampling, n: int = 1, seed: int = 0) -> tuple[Rollouts, list[str]]:
-        """`n` answers to each prompt, those of a prompt together, and their texts without end tokens."""
+    def write(
+        self, prompts: Prompts, begun: list[list[int]] | None = None, *, sampling: Sampling, n: int = 1, seed: int = 0
+    ) -> tuple[Rollouts, list[str]]:
+        """`n` answers to each prompt, those of a prompt together, and their texts without end tokens.
+
+        With `begun` the answers to a prompt go on from these tokens, which belong to them but not to the policy's actions; `sampling.max_new_tokens`
+        bounds the whole answer. Raises `UsageError` for an encoder–decoder, whose answers begin in another place than its prompts.
+        """
         ids = [row[:length] for row, length in zip(prompts.prompt_ids.tolist(), prompts.prompt_length.tolist(), strict=True)]
+        if begun is not None:
+            if self.model.is_encoder_decoder:
+                raise UsageError(f"{self.model.source}: an encoder–decoder cannot go on from the beginning of an answer")
+            ids = [prompt + start for prompt, start in zip(ids, begun, strict=True)]
         with self.under():
             drawn = self.engine.generate(ids, sampling, n=n, seed=seed)
+        started = torch.zeros_like(drawn.length)
+        if begun is not None:
+            drawn, started = _with_beginnings(drawn, begun, n, sampling.max_new_tokens)
         count, width = drawn.ids.shape
         rows = prompts.row.repeat_interleave(n)
         positions = torch.arange(width, device=drawn.ids.device)
@@ -49,7 +62,7 @@ class Writer(Role):
             prompt_length=prompts.prompt_length.repeat_interleave(n),
             completion_ids=drawn.ids,
             completion_length=drawn.length,
-            action_mask=positions < drawn.length[:, None],
+            action_mask=(positions >= started[:, None]) & (positions < drawn.length[:, None]),
             logprobs=drawn.logprobs,
             ended=drawn.ended,
             group=rows,
@@ -62,6 +75,31 @@ class Writer(Role):
             batch_size=[count],
         )
         return rollouts, texts_of(self.model, drawn.ids, drawn.length)
+
+
+def _with_beginnings(drawn: Generated, begun: list[list[int]], n: int, most: int) -> tuple[Generated, torch.Tensor]:
+    """The answers with the tokens from which they went on, cut to `most` tokens, and how many of these each has, [N]."""
+    device = drawn.ids.device
+    starts = [start for start in begun for _ in range(n)]
+    lengths = drawn.length.tolist()
+    ids, length = pad_1d([(start + row[:k])[:most] for start, row, k in zip(starts, drawn.ids.tolist(), lengths, strict=True)])
+    logprobs, _ = pad_1d(
+        [([0.0] * len(start) + row[:k])[:most] for start, row, k in zip(starts, drawn.logprobs.tolist(), lengths, strict=True)],
+        torch.float32,
+    )
+    whole = torch.tensor([len(start) + k <= most for start, k in zip(starts, lengths, strict=True)], device=device)
+    started = torch.tensor([min(len(start), most) for start in starts], device=device)
+    support = None
+    if drawn.support is not None:
+        # Where a token was given, it is all that was allowed.
+        support = torch.full((*ids.shape, drawn.support.shape[2]), -1, dtype=torch.int64)
+        support[:, :, 0] = ids
+        for row, (start, k) in enumerate(zip(starts, lengths, strict=True)):
+            room = max(0, min(k, most - len(start)))
+            support[row, len(start) : len(start) + room] = drawn.support[row, :room].cpu()
+        support = support.to(device)
+    ended = drawn.ended & whole
+    return Generated(ids.to(device), length.to(device), ended, logprobs.to(device), support, drawn.weight_version), started
 
 
 def texts_of(model: LanguageModel, ids: torch.Tensor, length: torch.Tensor) -> list[str]:
@@ -115,6 +153,19 @@ def open_reward(spec: str | Callable[..., Any], *, timeout: float, on_error: Any
         return load_reward(gold_function(spec.removeprefix("gold:")), timeout=timeout, on_error=on_error)
     where = {} if policy is None else {"device": str(policy.device), "policy_tokenizer": policy.tokenizer, "precision": policy.precision}
     return load_reward(spec, timeout=timeout, on_error=on_error, **where)
+
+
+def open_rewards(
+    specs: Sequence[str | Callable[..., Any]],
+    weights: Sequence[float],
+    *,
+    timeout: float,
+    on_error: Any,
+    policy: LanguageModel | None = None,
+) -> RewardSource:
+    """The weighted sum of several rewards; one without a weight as it is. Raises `UsageError` for weights that fit no rewards."""
+    found = [open_reward(spec, timeout=timeout, on_error=on_error, policy=policy) for spec in specs]
+    return Combined(found, weights or None) if len(found) > 1 or weights else found[0]
 
 
 def gold_function(name: str) -> Callable[..., list[float]]:

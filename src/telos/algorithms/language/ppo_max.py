@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from telos.algorithms.language._loop_rollouts import RolloutsConfig
+from telos.algorithms.language import _policy_gradient
+from telos.algorithms.language._loop_rollouts import CriticConfig
+from telos.algorithms.language._policy_gradient import PolicyGradientConfig
 from telos.core.config import require
 from telos.core.method import Method
 from telos.functional.policy import (
@@ -33,36 +34,34 @@ from telos.functional.policy import (
     Estimates,
     PolicyView,
     Scored,
-    clipped_surrogate,
     explained_variance,
     running_moments,
     sequence_kl,
     standard_deviation,
+    token_rewards,
 )
 from telos.functional.reduction import Losses, whiten
-from telos.functional.returns import at_last_action, gae
+from telos.functional.returns import gae
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(RolloutsConfig):
+class Config(CriticConfig, PolicyGradientConfig):
     """Options of PPO and PPO-max."""
 
     preset: Literal["max", "vanilla"] = "max"  # vanilla ignores the six stabilisers below marked (*), whatever their values
-    kl_coef: float = 0.05  # η: token penalty on log π − log π_ref, >= 0 (paper: 0.05) (*)
+    kl_coef: float = 0.05  # η: weight of log π − log π_ref, >= 0 (paper: 0.05) (*)
     kl_target: float = 0.0  # nats a sequence at which an adaptive η aims; 0 = fixed (paper: fixed) (*)
     normalize_reward: bool = True  # running mean and deviation of the scores (*)
     clip_reward: float = 5.0  # bound on the normalised score, > 0; 0 = none (*)
     normalize_advantage: bool = True  # mean 0, deviation 1 over the iteration (*)
     clip_advantage: float = 0.0  # bound on the advantage; 0 = none (paper: off in the final setting)
-    clip_range: float = 0.2  # ε of the policy's ratio
     clip_range_vf: float = 0.2  # bound on the critic's change of a value; 0 = none (*)
     gamma: float = 1.0  # discount a token
     gae_lambda: float = 0.95  # λ of GAE
-    entropy_coef: float = 0.0  # weight of the entropy bonus (paper: 0, it destabilises)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, ">= 0", "kl_coef", "kl_target", "clip_reward", "clip_advantage", "clip_range", "clip_range_vf", "entropy_coef")
+        require(self, ">= 0", "kl_target", "clip_reward", "clip_advantage", "clip_range_vf")
         require(self, ">= 0 and <= 1", "gamma", "gae_lambda")
 
 
@@ -86,7 +85,7 @@ def effective(config: Config) -> Config:
 def estimate(config: Config, scored: Scored, state: Mapping[str, float]) -> Estimates:
     """Shaped rewards, advantages and returns of one iteration."""
     c = effective(config)
-    valid = scored.mask.any(1)
+    valid = scored.valid
     assert scored.values is not None
     scores, state = scored.scores, dict(state)
     if c.normalize_reward:
@@ -94,17 +93,15 @@ def estimate(config: Config, scored: Scored, state: Mapping[str, float]) -> Esti
         scores = (scores - state["score/mean"]) / standard_deviation(state, "score")
         if c.clip_reward:
             scores = scores.clamp(-c.clip_reward, c.clip_reward)
-    rewards = at_last_action(torch.where(valid, scores, torch.zeros_like(scores)), scored.mask)
     metrics: dict[str, float] = {}
+    coefficient = state.get("kl_coef", c.kl_coef)
     if scored.reference is not None:
-        coefficient = state.get("kl_coef", c.kl_coef)
-        penalty = coefficient * (scored.logprobs - scored.reference)
-        rewards = rewards - penalty.masked_fill(~scored.mask, 0.0)
         metrics["kl_coef"] = coefficient
         if c.kl_target:
             kl = float(sequence_kl(scored.logprobs, scored.reference, scored.mask)[valid].mean()) if bool(valid.any()) else c.kl_target
             error = max(-0.2, min(0.2, kl / c.kl_target - 1.0))
             state["kl_coef"] = coefficient * (1 + 0.1 * error)
+    rewards = token_rewards(scored, kl_coef=coefficient if c.kl_as == "reward" else 0.0, scores=scores)
     advantages, returns = gae(rewards, scored.values, scored.mask, gamma=c.gamma, gae_lambda=c.gae_lambda)
     metrics["critic/explained_variance"] = explained_variance(scored.values, returns, scored.mask)
     metrics["advantages/std"] = float(advantages[scored.mask].std(unbiased=False)) if scored.mask.any() else 0.0
@@ -116,18 +113,8 @@ def estimate(config: Config, scored: Scored, state: Mapping[str, float]) -> Esti
 
 
 def loss(config: Config, view: PolicyView) -> Losses:
-    """Clipped surrogate, minus the entropy bonus, per token."""
-    log_ratio = view.logprobs - view.old_logprobs
-    values, low, high = clipped_surrogate(log_ratio, view.advantages, config.clip_range, config.clip_range)
-    if config.entropy_coef:
-        values = values - config.entropy_coef * view.entropy
-    metrics: dict[str, tuple[Tensor, Tensor]] = {
-        "clip_ratio/low": (low.float(), view.mask),
-        "clip_ratio/high": (high.float(), view.mask),
-        "entropy": (view.entropy, view.mask),
-        "policy/approx_kl": (log_ratio.exp() - 1 - log_ratio, view.mask),
-    }
-    return Losses(values, view.mask, metrics)
+    """The clipped surrogate of `_policy_gradient`."""
+    return _policy_gradient.loss(effective(config), view)
 
 
 def critic_loss(config: Config, view: CriticView) -> Losses:

@@ -15,7 +15,17 @@ from telos.core.errors import UsageError, did_you_mean
 
 Split = Literal["train", "validation", "test"]
 
-TESTBEDS = ("arith", "docstrings", "review")
+TESTBEDS = (
+    "arith",
+    "docstrings",
+    "grue-concepts",
+    "grue-dialogue",
+    "grue-qa",
+    "grue-sentiment",
+    "grue-summaries",
+    "grue-translation",
+    "review",
+)
 
 
 @dataclass(frozen=True)
@@ -56,5 +66,5 @@ def load_testbed(name: str) -> TextTestbed:
     """The bundled testbed called `name`. Raises `UsageError` for an unknown name."""
     if name not in TESTBEDS:
         raise UsageError(f"unknown testbed {name!r}{did_you_mean(name, TESTBEDS)}; bundled: {', '.join(TESTBEDS)}")
-    testbed: TextTestbed = importlib.import_module(f"telos.environments.text.{name}").TESTBED
+    testbed: TextTestbed = importlib.import_module(f"telos.environments.text.{name.replace('-', '.')}").TESTBED
     return testbed

@@ -23,7 +23,7 @@ from telos.core.seeds import derive
 from telos.models.generation import Generated, Sampling, check_prompts, pad_token, weight_version
 from telos.models.generation.generic import GenericDecoder
 from telos.models.generation.lean import LeanDecoder, reason_against
-from telos.models.generation.sampler import pick, uniforms
+from telos.models.generation.sampler import allowed, pick, uniforms
 from telos.models.language import LanguageModel
 
 _CACHE_BYTES = 2 << 30  # of keys and values held at once on the CPU; on a GPU half of what is free
@@ -55,44 +55,61 @@ class Mixture:
     model: LanguageModel
     share: float
     under: Callable[[], AbstractContextManager[Any]] = nullcontext
+    limits = False
+
+    def combine(self, first: Tensor, second: Tensor) -> Tensor:
+        return torch.lerp(first.log_softmax(1), second.log_softmax(1), self.share)
 
 
-class _MixedDecoder:
-    """Two decoders side by side on the same tokens."""
+@dataclass(frozen=True)
+class Nucleus:
+    """Tokens are drawn from π among those that another model, in the context that `under` gives, holds in its nucleus: the fewest, most likely first, with at
+    least `top_p` of its probability. Recorded log-probabilities are those of π renormalised over them, and `Generated.support` holds them."""
 
-    def __init__(self, mine: _Decoder, theirs: _Decoder, mixture: Mixture) -> None:
-        self.mine, self.theirs, self.mixture = mine, theirs, mixture
+    model: LanguageModel
+    top_p: float
+    under: Callable[[], AbstractContextManager[Any]] = nullcontext
+    limits = True
+
+    def combine(self, first: Tensor, second: Tensor) -> Tensor:
+        weights, order = allowed(second, Sampling(top_p=self.top_p))
+        kept = torch.zeros_like(first, dtype=torch.bool).scatter(1, order, weights > 0)
+        return first.masked_fill(~kept, -torch.inf)
+
+
+class _JointDecoder:
+    """Two decoders side by side on the same tokens, and how their logits become one's."""
+
+    def __init__(self, mine: _Decoder, theirs: _Decoder, partner: Mixture | Nucleus) -> None:
+        self.mine, self.theirs, self.partner = mine, theirs, partner
 
     def start(self, prompts: list[list[int]], n: int, steps: int) -> Tensor:
         first = self.mine.start(prompts, n, steps)
-        with self.mixture.under():
-            return self._mix(first, self.theirs.start(prompts, n, steps))
+        with self.partner.under():
+            return self.partner.combine(first, self.theirs.start(prompts, n, steps))
 
     def step(self, token: Tensor) -> Tensor:
         first = self.mine.step(token)
-        with self.mixture.under():
-            return self._mix(first, self.theirs.step(token))
+        with self.partner.under():
+            return self.partner.combine(first, self.theirs.step(token))
 
     def compact(self, holes: Tensor, movers: Tensor, order: Tensor) -> None:
         for decoder in (self.mine, self.theirs):
             decoder.compact(holes, movers, order)
 
-    def _mix(self, first: Tensor, second: Tensor) -> Tensor:
-        return torch.lerp(first.log_softmax(1), second.log_softmax(1), self.mixture.share)
-
 
 class NativeEngine:
     """`path` forces the lean or the generic way of decoding; `auto` takes the lean one where it is exact. With `compact` false, rows that have
-    ended stay in the batch until all have, for comparison. With `mixture` tokens are drawn from the geometric mixture of two models."""
+    ended stay in the batch until all have, for comparison. With a `partner` two models have a say in each token."""
 
     def __init__(
         self,
         model: LanguageModel,
         path: Literal["auto", "lean", "generic"] = "auto",
         compact: bool = True,
-        mixture: Mixture | None = None,
+        partner: Mixture | Nucleus | None = None,
     ) -> None:
-        self.model, self.path, self.compact, self.mixture = model, path, compact, mixture
+        self.model, self.path, self.compact, self.partner = model, path, compact, partner
 
     def end_tokens(self) -> list[int]:
         """The ids that end an answer: the tokenizer's end token and those of the model's generation config (chat models end turns with others)."""
@@ -119,8 +136,8 @@ class NativeEngine:
                 limits = [min(sampling.max_new_tokens, r) for r in room]
                 longest = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
                 decoder, mixed = self._decoder(model, longest)
-                if self.mixture is not None:
-                    decoder, both = self._mixed_decoder(decoder, self.mixture, longest)
+                if self.partner is not None:
+                    decoder, both = self._joint_decoder(decoder, self.partner, longest)
                     mixed = mixed and both
                 for wave in _waves([len(p) for p in prompts], n, mixed, self._rows_at_once(longest)):
                     self._wave(decoder, [prompts[p] for p in wave], wave, [limits[p] for p in wave], n, sampling, seed, record)
@@ -146,10 +163,10 @@ class NativeEngine:
             raise UsageError(f"{model.source}: the lean decoding path cannot be used: {reason}")
         return GenericDecoder(model), GenericDecoder.mixes_lengths(model)
 
-    def _mixed_decoder(self, mine: _Decoder, mixture: Mixture, longest: int) -> tuple[_Decoder, bool]:
-        with mixture.under():
-            theirs, mixed = self._decoder(mixture.model, longest)
-        return _MixedDecoder(mine, theirs, mixture), mixed
+    def _joint_decoder(self, mine: _Decoder, partner: Mixture | Nucleus, longest: int) -> tuple[_Decoder, bool]:
+        with partner.under():
+            theirs, mixed = self._decoder(partner.model, longest)
+        return _JointDecoder(mine, theirs, partner), mixed
 
     def _rows_at_once(self, longest: int) -> int:
         config = self.model.config
@@ -187,11 +204,12 @@ class NativeEngine:
         end_tokens = torch.tensor(self.end_tokens(), dtype=torch.int64, device=device)
         ends[end_tokens] = True
         alive = len(own)
+        limited = self.partner is not None and self.partner.limits
         over: Tensor | None = None  # rows of the batch that are finished but still in it
         for step in itertools.count(1):
             if step <= sampling.min_new_tokens:
                 logits[:, end_tokens] = -torch.inf
-            token, logprob, kept = pick(logits, noise[step - 1], sampling)
+            token, logprob, kept = pick(logits, noise[step - 1], sampling, limited)
             record.row.append(rows if over is None else torch.where(over, -1, rows))
             record.step.append(step - 1)
             record.token.append(token)

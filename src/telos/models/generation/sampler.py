@@ -67,17 +67,23 @@ def _draw(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     return (block * _BLOCK + place).clamp_(max=weights.shape[1] - 1), share * part
 
 
-def pick(logits: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(token [m], its log-probability [m], the allowed tokens [m, k] or None) from float32 logits [m, V], which may be overwritten, and uniforms [m]."""
+def pick(logits: Tensor, u: Tensor, sampling: Sampling, limited: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(token [m], its log-probability [m], the allowed tokens [m, k] or None) from float32 logits [m, V], which may be overwritten, and uniforms [m].
+
+    `limited`: logits of −∞ say which tokens are not allowed, and the others are to be told.
+    """
     if sampling.greedy:
         token = logits.argmax(1, keepdim=True)
         return token[:, 0], torch.softmax(logits, 1).gather(1, token)[:, 0].log(), None
     if sampling.temperature != 1:
         logits = logits.div_(sampling.temperature)
-    if not sampling.restricted:
+    if not sampling.restricted and not limited:
         token, share = _draw(torch.softmax(logits, 1), u)
         return token[:, 0], share[:, 0].log(), None
     weights, order = allowed(logits, sampling)
+    if limited:
+        width = max(1, int((weights > 0).sum(1).max()))  # rows that are not numbers keep none; the caller reports them
+        weights, order = weights[:, :width], order[:, :width]
     place, share, _ = _invert(weights, u[:, None])
     kept = torch.where(weights > 0, order, -1)
     return order.gather(1, place)[:, 0], share[:, 0].log(), kept
