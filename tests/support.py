@@ -40,6 +40,7 @@ PROMPTS = [
     "Is it blue?",
 ]
 GOOD = [" blue.", " green, of course", " good", " it is good", " blue", " b", " hello there", " good answers"]
+STEP_ENDS = [" ", ".", "e", "a", "o"]  # so frequent that a random model's answers have several steps
 BAD = [" bad", " no", " a bad answer is bad", " x", " grass", " sky sky sky", " !", " the"]
 
 
@@ -148,7 +149,16 @@ def make_data(folder: Path) -> dict[str, str]:
             }
             for i in n
         ],
-        "stepwise": [{"prompt": PROMPTS[i], "completions": ["one", "two"], "labels": [True, i % 2 == 0]} for i in n],
+        "stepwise": [
+            {
+                "prompt": PROMPTS[i],
+                "completions": ["a", "b", "c"],
+                "labels": [True, (i % 4) / 4, i % 2],
+                "prompt_label": 0.5,
+                "step_separator": "",
+            }
+            for i in n
+        ],
         "messages": [{"messages": [user(PROMPTS[i]), assistant(GOOD[i % len(GOOD)].strip())]} for i in n],
         "preference-messages": [
             {
@@ -227,10 +237,31 @@ class World:
                 **({"data": self.data["prompt-completion"]} if "answers" in needs else {}),
                 **training,
             },
+            "process": {"data": self.data["stepwise"], **training},
+            "steps": {
+                "data": self.data["prompt-only"],
+                "reward": self.reward_model,
+                "n": 2,
+                "completions": 4,
+                "step_separators": STEP_ENDS,
+                "max_completion_length": 6,
+            },
+            "search": {
+                "data": self.data["prompt-only"],
+                "process_reward": self.reward_model,
+                "beams": 2,
+                "expansions": 3,
+                "step_separators": STEP_ENDS,
+                "max_completion_length": 6,
+            },
             "sampling": {"data": self.data["prompt-only"], "reward": self.reward_model, "n": 3, "max_completion_length": 6},
         }
         if not isinstance(method, str) and method.key == "rso":  # enough candidates that some of those accepted differ
             by_loop["iterative"] |= {"samples_per_prompt": 8, "accepted": 4}
+        if not isinstance(method, str) and method.key in ("expert-iteration", "star"):  # so that a random model has right answers
+            by_loop["iterative"] |= {"threshold": -1.0, "examples_per_prompt": 1}
+        if not isinstance(method, str) and method.key == "grpo-lambda":  # so that about half of a random model's answers are right
+            by_loop["rollouts"]["correct_above"] = 0.0
         if not isinstance(method, str) and method.key == "salsa":
             by_loop["rollouts"]["reference"] = f"soup:{self.model},{self.other_model}"
         if not isinstance(method, str) and method.key == "pf-ppo":
@@ -278,7 +309,9 @@ def numbers(run: Run) -> list[dict[str, float]]:
 
 def outcome(run: Run) -> dict[str, Any]:
     """All that a run is for, in a form that can be compared bit for bit: numbers, weights, samples."""
-    samples = run.path / "samples.jsonl"
+    samples = next(
+        (run.path / name for name in ("samples.jsonl", "stepwise.jsonl") if (run.path / name).exists()), run.path / "samples.jsonl"
+    )
     weights = {name: tensor for name, tensor in written_weights(run.path).items() if not name.startswith("checkpoints")}
     return {
         "metrics": numbers(run),

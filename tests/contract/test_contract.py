@@ -42,10 +42,13 @@ NEEDS = {  # what a loop offers beside the policy
     "pairs": {"reference", "scores", "samples", "revisions"},
     "unpaired": {"reference", "labels", "scores", "advantages", "kl"},
     "ranked": set(),
-    "iterative": {"reference", "anchor", "history", "objectives"},
+    "iterative": {"reference", "anchor", "history", "restart", "objectives"},
     "reward-model": set(),
     "rollouts": {"reference", "reward", "critic", "greedy", "teacher", "answers", "guide", "nucleus", "soup", "groups"},
     "sampling": {"reward"},
+    "steps": {"reward"},
+    "search": {"process-reward"},
+    "process": set(),
 }
 FUNCTIONS = {  # what a loop calls
     "supervised": {"loss"},
@@ -56,7 +59,11 @@ FUNCTIONS = {  # what a loop calls
     "reward-model": {"loss"},
     "rollouts": {"loss", "estimate"},
     "sampling": {"select"},
+    "steps": {"estimate"},
+    "search": {"select"},
+    "process": {"loss"},
 }
+TRAINS_NOTHING = {"sampling", "steps", "search"}
 SOURCES = Path(telos.__file__).parent
 
 
@@ -112,8 +119,8 @@ def assert_same_gradient(one: Mapping[str, Tensor], other: Mapping[str, Tensor],
 
 def adapters(method: Method, rank: int) -> dict[str, Any]:
     """Options for low-rank adapters; methods that train nothing have none."""
-    assert ("lora_rank" in {option.name for option in options_of(method.config)}) == (method.loop != "sampling")
-    return {"lora_rank": rank} if rank and method.loop != "sampling" else {}
+    assert ("lora_rank" in {option.name for option in options_of(method.config)}) == (method.loop not in TRAINS_NOTHING)
+    return {"lora_rank": rank} if rank and method.loop not in TRAINS_NOTHING else {}
 
 
 # What it is ----------------------------------------------------------------------------------------------------------------------------
@@ -261,7 +268,7 @@ def test_only_declared_parameters_change(method: Method, world: World, tmp_path:
         program.step(index)
     moved = {name: changed(before[name], snapshot(model)) for name, model in models.items()}
     learners = learners_of(program)
-    expected = {"policy", *(["critic"] if "critic" in method.needs else [])} if method.loop != "sampling" else set()
+    expected = {"policy", *(["critic"] if "critic" in method.needs else [])} if method.loop not in TRAINS_NOTHING else set()
     assert set(learners) == expected
     for name in models:
         if name not in learners:
@@ -291,8 +298,8 @@ def test_the_same_seed_gives_the_same_result_bit_for_bit_and_another_seed_anothe
     assert first == again
     assert first["metrics"] != other["metrics"]
     # What is never trained on cannot depend on the seed; everything that a method writes must.
-    assert first["weights"] != other["weights"] or method.loop == "sampling"
-    assert first["samples"] != other["samples"] or method.loop != "sampling"
+    assert first["weights"] != other["weights"] or method.loop in TRAINS_NOTHING
+    assert first["samples"] != other["samples"] or method.loop not in TRAINS_NOTHING
 
 
 class StopAt:
@@ -327,7 +334,7 @@ def all_that_continues(method: Method, world: World, rank: int) -> dict[str, Any
         moving = {"reference_share": 0.3} if "reference" in method.needs and not rank else {}
         pretrain = {"pretrain_data": world.data["language-modeling"], "pretrain_coef": 0.1}
         return pretrain | critic | moving | {"lr_schedule": "cosine", "log_rewards": True}
-    if method.loop == "sampling":
+    if method.loop in TRAINS_NOTHING:
         return {}
     return {"eval_data": world.options(method)["data"], "eval_every": 2, "warmup_steps": 2, **({"lora_dropout": 0.3} if rank else {})}
 
@@ -396,7 +403,7 @@ def test_weights_that_are_not_numbers_end_the_run_with_one_clear_error(method: M
     assert read_json(tmp_path / "run" / "run.json")["status"] == "failed"
     assert not (tmp_path / "run" / "model").exists()
     if (
-        method.loop not in ("rollouts", "sampling", "iterative") and "samples" not in method.needs
+        method.loop not in ("rollouts", "iterative", *TRAINS_NOTHING) and "samples" not in method.needs
     ):  # there the engine refuses before there is a batch
         assert (tmp_path / "run" / "not-finite.safetensors").is_file()
 
@@ -416,7 +423,7 @@ def one_update(method: Method) -> dict[str, Any]:
 
 
 def test_micro_batches_change_no_gradient(method: Method, world: World, tmp_path: Path, gradients: dict[int, Any]) -> None:
-    if method.loop == "sampling":
+    if method.loop in TRAINS_NOTHING:
         assert "micro_batch_size" not in {option.name for option in options_of(method.config)}
         return
     found = []
@@ -435,7 +442,7 @@ def test_two_workers_give_the_gradient_and_the_weights_of_one(
     options = world.options(method, batch_size=5, **one_update(method))  # an odd number of rows for two workers
     alone = program_of(method.key, options, tmp_path / "1")
     pair = program_of(method.key, options, tmp_path / "2")
-    if method.loop == "sampling":
+    if method.loop in TRAINS_NOTHING:
         alone.step(0)
         assert learners_of(alone) == {}
         assert all(parameter.grad is None for parameter in alone.model.parameters())
@@ -458,7 +465,7 @@ def test_two_workers_give_the_gradient_and_the_weights_of_one(
 def test_recomputing_activations_changes_no_gradient(
     method: Method, world: World, tmp_path: Path, gradients: dict[int, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if method.loop == "sampling":
+    if method.loop in TRAINS_NOTHING:
         assert "gradient_checkpointing" not in {option.name for option in options_of(method.config)}
         return
     recomputed = []

@@ -40,6 +40,7 @@ REFUSED_AFTER = {
     "value_filter": "--priority draws in proportion to advantages",
     "reward_timeout": "timeout of 0.02 s",
     "reference": "--reference has no effect on",
+    "reference_share": "--reference_share has no effect",
     "reference_cache": "--reference_cache",
     "reward": "--reward has no effect on",
     "reward_scale": "--reward_scale has no effect",
@@ -48,11 +49,20 @@ REFUSED_AFTER = {
     "mixture": "has no effect",
     "data_reward_augmented": "--data_reward_augmented",
     "overlong": "no usable row is left",
+    "kl_as": "--kl_as has no effect",
     "lora_dropout": "--lora_dropout must be 0",
 }
 
 VALUES: dict[str, Any] = {
     "average_share": 0.9,
+    "answer_mark": "i",
+    "max_step_tokens": 1,
+    "max_steps": 1,
+    "process_beta": 0.5,
+    "prover_best_of": 2,
+    "step_separator": ";",
+    "step_separators": ["t", "n"],
+    "success_above": 3.0,
     "adam_beta2": 0.5,
     "batch_size": 5,
     "clip_range": 0.01,
@@ -76,6 +86,17 @@ VALUES: dict[str, Any] = {
     "temperature": 0.5,
     "top_k": 5,
     "top_p": 0.9,
+    "cov_high": 1.5,
+    "cov_low": 0.0,
+    "guide_share": 0.9,
+    "hint": "hello {prompt}",
+    "mask_every": 1,
+    "overlong_buffer": 3,
+    "ratio_bound": 0.1,
+    "reward_weights": [2.0, 0.5],
+    "sampling_rounds": 1,
+    "selected_share": 0.5,
+    "switch_step": 1,
     "warmup_steps": 2,
 }
 
@@ -96,17 +117,25 @@ class Places:
         (folder / "nan.py").write_text(
             "def nan(completions, **_):\n    return [float(i) if i else float('nan') for i in range(len(completions))]\n"
         )
+        (folder / "ties.py").write_text(
+            "def ties(completions, **_):\n    return [float(len(text) % 2) for text in completions]\n", encoding="utf-8"
+        )
         (folder / "judge.py").write_text(
             "def judge(completions, opponents, **_):\n    return [len(a) / (len(a) + len(b) + 1e-9) for a, b in zip(completions, opponents)]\n"
         )
-        self.slow, self.nan = f"{folder / 'slow.py'}:slow", f"{folder / 'nan.py'}:nan"
+        self.slow, self.nan, self.ties = f"{folder / 'slow.py'}:slow", f"{folder / 'nan.py'}:nan", f"{folder / 'ties.py'}:ties"
         self.messages = {
             "supervised": data["messages"],
             "pairs": data["preference-messages"],
             "reward-model": data["preference-messages"],
             "rollouts": str(write_jsonl(folder / "prompts.jsonl", [{"prompt": [{"role": "user", "content": text}]} for text in PROMPTS])),
         }
-        self.messages["sampling"] = self.messages["iterative"] = self.messages["rollouts"]
+        self.messages |= dict.fromkeys(("sampling", "iterative", "steps", "search"), self.messages["rollouts"])
+        steps = [
+            {"prompt": [{"role": "user", "content": text}], "completions": ["one", "two"], "labels": [1, i % 2]}
+            for i, text in enumerate(PROMPTS)
+        ]
+        self.messages["process"] = str(write_jsonl(folder / "steps.jsonl", steps))
         texts = [{"text": f"{text}. Yes! It is\nnot so."} for text in PROMPTS]
         self.segmented = str(write_jsonl(folder / "segmented.jsonl", texts))
         self.messages["unpaired"] = self.messages["ranked"] = data["preference-messages"]
@@ -121,6 +150,8 @@ class Places:
         self.named: dict[str, Any] = {
             "model": world.other_model,
             "reference": world.other_model,
+            "prover": world.other_model,
+            "process_reward": f"value:{world.reward_model}",
             "reference_cache": str(folder / "cache"),
             "judge": f"{folder / 'judge.py'}:judge",
             "tokenizer": str(with_bos),
@@ -131,13 +162,25 @@ class Places:
 
     def value(self, method: Method, option: Option, kind: Any) -> Any:
         """Another value than the one that the runs here have."""
-        name, loop = option.name, method.loop
+        name, loop = option.name, "supervised" if "answers" in method.needs else method.loop
         default = BASE.get(name, self.world.options(method).get(name, option.default))
         if name == "reward" and default:  # the reward model here, another function there
             other = self.world.reward_model if default != self.world.reward_model else self.named["reward"]
             if "objectives" in method.needs:
                 return [other, self.world.brevity]
             return [other] if loop == "iterative" else other
+        special = {  # what this method alone has otherwise
+            ("p3o", "samples_per_prompt"): 4,
+            ("p3o", "minibatch_size"): 2,
+            ("salsa", "reference"): f"soup:{self.world.model},{self.world.model}",
+            ("f-dpg", "threshold"): -100.0,
+            ("expert-iteration", "threshold"): 0.025,
+            ("star", "threshold"): 0.025,
+        }
+        if (method.key, name) in special:
+            return special[method.key, name]
+        if name in ("teacher", "guide"):
+            return self.world.model
         if name in self.named or name in ("data", "eval_data"):
             return self.other[loop] if name.endswith("data") and name != "pretrain_data" else self.named[name]
         if name in VALUES:
@@ -154,11 +197,11 @@ class Places:
 
     def beside(self, method: Method, name: str) -> dict[str, Any]:
         """What makes an option matter."""
-        loop = method.loop
+        loop = "supervised" if "answers" in method.needs else method.loop
         pretrain = {"pretrain_data": self.world.data["language-modeling"], "pretrain_coef": 0.1}
-        function = {"critic_init": "policy"} if loop == "rollouts" else {}
+        function = {"critic_init": "policy"} if method.loop == "rollouts" else {}
         found: dict[str, dict[str, Any]] = {
-            "chat_template": {"model": self.world.chat_model, "data": self.messages[loop]},
+            "chat_template": {"model": self.world.chat_model, "data": self.messages["pairs" if "answers" in method.needs else loop]},
             "eval_every": {"eval_data": self.other[loop]},
             "lora_alpha": {"lora_rank": 2},
             "lora_dropout": {"lora_rank": 2},
@@ -177,6 +220,21 @@ class Places:
             found["segments"] = {"data": self.segmented}
         if method.key == "a-lol":
             found["kl_coef"] = {"variant": "kl"}
+        if method.key == "clip-cov":
+            found |= {"cov_low": {"selected_share": 1.0}, "cov_high": {"selected_share": 1.0}}
+            found["cov_kl_coef"] = {"control": "kl", "selected_share": 0.5}
+        if method.key == "f-dpg":
+            found |= {"threshold": {"target": "constraint"}, "moment": {"target": "moment"}}
+        if method.key == "dapo":
+            found |= {"overlong_penalty": {"overlong_buffer": 2}, "sampling_rounds": {"reward": self.ties}}
+        if method.key == "star":  # so that hinted answers are learned from where the others are not right
+            found["hint"] = {"threshold": 0.025}
+        if method.key == "reinforce":
+            found["baseline_share"] = {"steps": 3}
+        if method.key == "rlgf":
+            found |= {"switch_step": {"scheme": "d2lols"}, "guide": {"guide_share": 0.9}}
+        if name == "reward_weights":
+            return {"reward": [self.world.reward_model, self.world.reward], **function}
         if loop in ("unpaired", "ranked"):  # so that enough rows are short enough
             found["overlong"] = {"max_prompt_length": 8, "max_completion_length": 10}
         rewards = {"reward_timeout": self.slow, "reward_on_error": self.nan}
@@ -184,6 +242,10 @@ class Places:
             return {"data_reward_augmented": True, "data": self.world.data["preference"], "reward": rewards[name]}
         if name in rewards and loop == "iterative":
             return {"reward": [rewards[name], *([self.world.brevity] if "objectives" in method.needs else [])]}
+        if loop == "search" and name in ("choose", "answer_mark"):
+            return {"choose": "vote", "answer_mark": "e", "score": "sum"} if name == "answer_mark" else {"answer_mark": "e", "score": "sum"}
+        if name == "process_beta":
+            return {"process_reward": f"implicit:{self.world.other_model}"}
         if name == "loss_degree_levels":
             return {"loss_degree": 0.3}
         if name == "alpha":
@@ -209,11 +271,15 @@ def signature(method: Method, options: dict[str, Any], folder: Path) -> Any:
     for role in ("learner", "critic"):
         for tensor in state.get(role, {}).get("weights", {}).values():
             weights.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    samples = folder / "samples.jsonl"
+    written = [
+        path.read_text(encoding="utf-8")
+        for name in ("samples.jsonl", "stepwise.jsonl", "rewards.jsonl")
+        if (path := folder / name).exists()
+    ]
     reward = getattr(program, "reward", None)
     if reward is not None:
         reward.close()
-    return numbers, weights.hexdigest(), program.plan(), samples.read_text(encoding="utf-8") if samples.exists() else ""
+    return numbers, weights.hexdigest(), program.plan(), written
 
 
 @pytest.mark.filterwarnings("ignore::telos.core.errors.TelosWarning")

@@ -100,7 +100,17 @@ class JsonLines:
             self.written = file.tell()
 
 
-_OURS = ("config.yaml", "metrics.jsonl", "samples.jsonl", "rewards.jsonl", "warnings.log", "checkpoints", "model", "critic")
+_OURS = (
+    "config.yaml",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "stepwise.jsonl",
+    "rewards.jsonl",
+    "warnings.log",
+    "checkpoints",
+    "model",
+    "critic",
+)
 
 
 class Run:

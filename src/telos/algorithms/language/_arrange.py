@@ -62,6 +62,17 @@ def draw_answers(values: Floats, count: int, generator: np.random.Generator) -> 
     return dataclasses.replace(found, first_score=values[found.prompt, found.first])
 
 
+def right_answers(judged: Judged, threshold: float, count: int, allowed: NDArray[np.bool_] | None = None) -> Arranged:
+    """At each prompt up to `count` of the different answers whose reward is at least `threshold`, drawn without repetition and scored with them. `allowed`
+    [P, n] leaves some of them out."""
+    right = np.nan_to_num(judged.reward, nan=-np.inf) >= threshold
+    if allowed is not None:
+        right &= allowed
+    if judged.same is not None:  # of answers with one text the first counts
+        right &= ~(judged.same & right[:, None, :] & np.tri(right.shape[1], k=-1, dtype=bool)).any(2)
+    return draw_answers(np.where(right, judged.reward, np.nan), count, judged.generator)
+
+
 def best_answers(values: Floats, count: int) -> Arranged:
     """At each prompt up to `count` answers of the highest `values` [P, n], scored with them; those that are not finite never."""
     order = np.where(np.isfinite(values), -values, np.inf).argsort(1, kind="stable")[:, :count]

@@ -1,7 +1,8 @@
 """Iterative alignment with an oracle: write answers, have them judged, arrange what is learned from, learn; again from the new policy.
 
 A step is one iteration. Its answers come from the sources that the method's `writers(config)` names, by default all from the policy: "policy",
-"reference", "average" (an exponential moving average of the policy's weights, of which each iteration is the share `average_share`) and "mixture"
+"reference", "average" (an exponential moving average of the policy's weights, of which each iteration is the share `average_share`), "hinted" (the
+policy, shown the prompt as the template `hint` changes it; what it writes is learned from as an answer to the prompt itself) and "mixture"
 (policy and reference, mixed geometrically token by token, the reference with the share `mixture`). The answers to a prompt stand in the order of the
 sources. The oracle is a reward, a judge of two answers, or a human; where the method's `prepare(config, examples)` changes the prompts, it still sees
 them as they were. `arrange(config, judged)` takes an `objectives.judges.Judged` and returns an `Arranged`: pairs, or single answers.
@@ -12,6 +13,7 @@ iteration before had learned (at first, those of the start). What a method `need
 - "reference": log-probabilities under the model that regularises;
 - "anchor": log-probabilities under the policy at the start of the iteration in which the answers were written; for pairs;
 - "history": the examples of all iterations so far, not of the last one alone;
+- "restart": every iteration learns from the start's weights and a fresh optimiser anew, and writes with those that the one before has learned;
 - "objectives": several rewards, which the oracle gives one by one.
 """
 
@@ -43,6 +45,7 @@ from telos.core.seeds import derive, numpy_generator
 from telos.data.batches import Labelled, Pairs, Rollouts, concatenate
 from telos.data.cursor import Cursor
 from telos.data.formats import Examples
+from telos.data.tokenize import Table
 from telos.dataflow import Group, make_backend
 from telos.functional.pairwise import AnswerLogps, LabelledLogps, PairLogps, SampleLogps
 from telos.functional.policy import sequence_kl
@@ -119,6 +122,12 @@ class Program:
         self.cursor = Cursor(len(self.table), config.batch_size, derive(config.seed, "rows"), drop_last=True)
         self.sources: dict[str, int] = method.writers(config) if method.writers else {"policy": config.samples_per_prompt}
         self.n = sum(self.sources.values())
+        self.hinted: Table | None = None
+        if "hinted" in self.sources:
+            whole = dataclasses.replace(config, overlong="truncate")  # the rows must stay those of the prompts
+            self.hinted = prompts_table(whole, config.data, "--data", self.model, None, self._with_hints)
+            if len(self.hinted) != len(self.table):
+                raise UsageError("--hint cannot be given while --overlong drop leaves out prompts; use --overlong truncate")
         ends = np.cumsum(list(self.sources.values())).tolist()
         self.places = {name: slice(end - count, end) for (name, count), end in zip(self.sources.items(), ends, strict=True)}
         options: dict[str, Any] = {"timeout": config.reward_timeout, "on_error": config.reward_on_error}
@@ -136,6 +145,7 @@ class Program:
         self.writers = {name: backend.place(lambda name=name: self._writer(name)) for name in self.sources}
         # The weights that the last iteration learned, before `advance`.
         self.previous: dict[str, Tensor] | None = self.learner.call("weights") if method.advance is not None else None
+        self.start: dict[str, Tensor] | None = self.learner.call("weights") if "restart" in method.needs else None
         self.history: list[tuple[Any, ...]] = []
 
     def _check(self) -> None:
@@ -157,6 +167,22 @@ class Program:
         given = [record["prompt"] for record in examples.records]
         return self.method.prepare(self.config, dataclasses.replace(examples, extra=examples.extra | {_AS_GIVEN: given}))
 
+    def _with_hints(self, examples: Examples) -> Examples:
+        template: str = self.config.hint  # type: ignore[attr-defined]
+        records = []
+        if template == "{prompt}":
+            return examples
+        for i, record in enumerate(examples.records):
+            if not isinstance(record["prompt"], str):
+                raise UsageError(f"--hint works on prompts that are texts; {examples.places[i]} is a conversation")
+            try:
+                prompt = template.format(prompt=record["prompt"], **{name: values[i] for name, values in examples.extra.items()})
+            except (KeyError, IndexError, ValueError) as error:
+                known = ", ".join(["prompt", *examples.extra])
+                raise UsageError(f"--hint {template!r}: {error} at {examples.places[i]}; the columns are {known}") from None
+            records.append({**record, "prompt": prompt})
+        return dataclasses.replace(examples, records=records)
+
     @property
     def updates(self) -> int:
         """Optimiser steps of one pass over the examples that an iteration can give."""
@@ -164,7 +190,7 @@ class Program:
 
     def _writer(self, name: str) -> Writer:
         c = self.config
-        if name == "policy":
+        if name in ("policy", "hinted"):
             return Writer(self.model, c.engine)
         if name == "average":
             assert self.average is not None
@@ -217,13 +243,15 @@ class Program:
         if "history" in self.method.needs:
             self.history.append(examples)
             examples = _join(self.history)
+        if self.start is not None:
+            self.learner.call("restart", self.start)
         metrics |= self._learn(index, examples)
         if self.method.advance is not None:
             learned = self.learner.call("weights")
             self.learner.call("set_weights", self.method.advance(c, learned, self.previous))
             self.previous = learned
         if self.average is not None:
-            self._move_average()
+            self.average.call("approach", self.learner.call("weights"), share=c.average_share)  # type: ignore[attr-defined]
         return metrics
 
     def _own(self, rollouts: Rollouts) -> Tensor:
@@ -237,12 +265,20 @@ class Program:
     def _write(self, index: int) -> tuple[Rollouts, list[str]]:
         """n answers to each prompt, source after source, those of a prompt together."""
         c = self.config
-        prompts = self.table.batch(self.cursor.next()).to(self.model.device)
+        rows = self.cursor.next()
+        prompts = self.table.batch(rows).to(self.model.device)
         sampling = Sampling(temperature=c.temperature, top_p=c.top_p, top_k=c.top_k, max_new_tokens=c.max_completion_length)
         parts, texts, places = [], [], []
         for name, count in self.sources.items():
             seed = derive(c.seed, "sampling", name, index)
-            drawn, written = self.writers[name].call("write", prompts, sampling=sampling, n=count, seed=seed)
+            shown = prompts
+            if name == "hinted":
+                assert self.hinted is not None
+                shown = self.hinted.batch(rows).to(self.model.device)
+            drawn, written = self.writers[name].call("write", shown, sampling=sampling, n=count, seed=seed)
+            if name == "hinted":
+                drawn.prompt_ids = prompts.prompt_ids.repeat_interleave(count, 0)  # type: ignore[union-attr]
+                drawn.prompt_length = prompts.prompt_length.repeat_interleave(count)  # type: ignore[union-attr]
             offset = sum(len(part) for part in parts)
             places.append(offset + torch.arange(len(drawn)).view(-1, count))
             parts.append(drawn)
@@ -404,16 +440,6 @@ class Program:
         )
         return self.method.loss(self.config, view)
 
-    def _move_average(self) -> None:
-        assert self.average is not None
-        share = self.config.average_share  # type: ignore[attr-defined]
-        mine = dict(self.model.trainable())
-        with torch.no_grad():
-            for worker in self.average.workers:
-                for name, p in worker.model.named_parameters():
-                    if name in mine:
-                        p.lerp_(mine[name], share)
-
     # -- continuing -----------------------------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
@@ -421,8 +447,7 @@ class Program:
         if self.previous is not None:
             state["previous"] = self.previous
         if self.average is not None:
-            trained = {name for name, _ in self.model.trainable()}
-            state["average"] = {n: p.detach() for n, p in self.average.workers[0].model.named_parameters() if n in trained}
+            state["average"] = self.average.workers[0].weights()
         if self.history:
             state["history"] = [[_plain(batch), *rows] for batch, *rows in self.history]
         return state
@@ -434,11 +459,7 @@ class Program:
         device = self.model.device
         self.previous = {name: value.to(device) for name, value in state["previous"].items()} if "previous" in state else None
         if self.average is not None:
-            with torch.no_grad():
-                for worker in self.average.workers:
-                    for name, p in worker.model.named_parameters():
-                        if name in state["average"]:
-                            p.copy_(state["average"][name])
+            self.average.call("approach", state["average"], share=1.0)
         self.history = [(_batch_of(held).to(device), *(row.to(device) for row in rows)) for held, *rows in state.get("history", [])]
 
     def finish(self, run: Run) -> None:

@@ -30,10 +30,11 @@ class RewardModelConfig(MinibatchConfig):
 
 class Program(MinibatchProgram):
     config: RewardModelConfig
+    kind: type[RewardModel] = RewardModel
 
     def build_model(self) -> RewardModel:
         c = self.config
-        return RewardModel.load(
+        return self.kind.load(
             c.model,
             fresh=True,
             tokenizer=c.tokenizer,

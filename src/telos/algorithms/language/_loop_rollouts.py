@@ -219,6 +219,8 @@ class Program:
             raise UsageError("--pretrain_data has no effect while --pretrain_coef is 0")
         if c.reference is not None and not self.uses_reference:
             raise UsageError(f"--reference has no effect on {self.method.key}, which uses no reference model as it is set up")
+        if not self.uses_reference and getattr(c, "kl_as", None) != getattr(type(c), "kl_as", None):
+            raise UsageError("--kl_as has no effect while --kl_coef is 0")
         if c.reference_share and not self.uses_reference:
             raise UsageError("--reference_share has no effect without a reference model")
         if "groups" in self.method.needs and c.minibatch_size % c.samples_per_prompt:
@@ -270,7 +272,7 @@ class Program:
         self.last_batch = {name: value for name, value in rollouts.to_dict().items() if isinstance(value, Tensor)}
         if not bool(torch.isfinite(rollouts.reward).all()):
             raise NotFinite(f"iteration {index + 1}: a reward is not finite", self.last_batch)
-        if len(rollouts) == 0:
+        if len(rollouts) == 0 or (c.mask_truncated and not bool(scored.valid.any()) and not bool(rollouts.ended.any())):
             return metrics | {"iterations/skipped": 1.0}
         scored = self._informed(rollouts, scored)
         if scored.reference is not None and bool(scored.valid.any()):

@@ -91,6 +91,7 @@ class Program:
             "reward/mean": float(rewards[usable].mean()) if usable.any() else 0.0,
             "reward/kept": float(best[np.isfinite(best)].mean()),
             "rewards/unusable_prompts": float((~usable).sum()),
+            "tokens/generated": float(rollouts.completion_length.sum()),
             "completions/mean_length": float(rollouts.completion_length.float().mean()),
             "completions/clipped_ratio": float((~rollouts.ended).float().mean()),
         }

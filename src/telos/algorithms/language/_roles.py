@@ -139,6 +139,12 @@ class Learner(Role):
             for name, p in self._named:
                 p.copy_(weights[name])
 
+    @transfer(split="broadcast", collect="first")
+    def restart(self, weights: Mapping[str, Tensor]) -> None:
+        """Replaces the trained weights and forgets the optimiser's moments; the schedule of the learning rate goes on."""
+        self.set_weights(weights)
+        self.optimiser.state.clear()
+
     def state(self) -> dict[str, Any]:
         """Trained weights, optimiser and counter; frozen weights are read again from their folder."""
         return {

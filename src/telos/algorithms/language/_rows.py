@@ -22,6 +22,7 @@ from telos.data.tokenize import Limits, Table, tokenize
 from telos.environments.text.base import TESTBEDS, Split, TextTestbed, load_testbed
 
 _VERSIONS = "versions of the answers"
+_ANSWER = "the data's answer"
 _TESTBED_ROWS = 4000  # rows taken from a bundled testbed named in --data; files from `telos data make` can be of any size
 
 
@@ -58,13 +59,15 @@ def _table(
     run: Run | None,
     wanted: Sequence[Format],
     change: Callable[[Examples], Examples] | None = None,
+    step_separator: Callable[[Examples], str] | None = None,
 ) -> Table:
-    """Reads, checks and encodes; `change` works on the checked rows before they are encoded."""
+    """Reads, checks and encodes; `change` works on the checked rows before they are encoded. `step_separator`: what closes the steps of stepwise rows."""
     rows = read_rows(_source(config, source, option, wanted))
     examples = read_examples(rows, wanted, on_bad_row=config.on_bad_row)
     if change is not None:
         examples = change(examples)
-    table = tokenize(examples, model.tokenizer, _limits(config, examples.format, model.context))
+    closing = {} if step_separator is None else {"step_separator": step_separator(examples)}
+    table = tokenize(examples, model.tokenizer, _limits(config, examples.format, model.context), **closing)
     counts = table.counts
     if run is not None:
         name, found = option.lstrip("-"), fingerprint(table)
@@ -191,6 +194,53 @@ def ranked_table(config: LanguageConfig, source: str, option: str, model: Any, r
     return _table(config, source, option, model, run, ("ranked", "preference"), change)
 
 
+def stepwise_table(
+    config: LanguageConfig,
+    source: str,
+    option: str,
+    model: Any,
+    run: Run | None,
+    *,
+    separator: str | None = None,
+    hard: bool = False,
+    until_mistake: bool = False,
+) -> Table:
+    """Answers whose steps have labels. `separator` closes each step that does not end with it; None is what the rows say in a column `step_separator`, else
+    a new line. `hard`: every label above 0 is 1; `until_mistake`: nothing after the first label below 1/2 is kept. A column `prompt_label` (the chance of
+    success before the first step) becomes the label of a step that ends at −1, the prompt's last token."""
+
+    def change(examples: Examples) -> Examples:
+        records = []
+        for record in examples.records:
+            labels = [float(label > 0) for label in record["labels"]] if hard else record["labels"]
+            kept = next((i + 1 for i, label in enumerate(labels) if label < 0.5), len(labels)) if until_mistake else len(labels)
+            records.append(record | {"completions": record["completions"][:kept], "labels": labels[:kept]})
+        return replace(examples, records=records)
+
+    def closing(examples: Examples) -> str:
+        if separator is not None:
+            return separator
+        said = {"\n" if value is None else str(value) for value in examples.extra.get("step_separator", ["\n"])}
+        if len(said) > 1:
+            raise UsageError(
+                f"{option} {source}: its rows have different step_separator ({', '.join(map(repr, sorted(said)))}); keep them apart"
+            )
+        return said.pop()
+
+    table = _table(config, source, option, model, run, ("stepwise",), change, closing)
+    first = table.extra.get("prompt_label")
+    if first is None:
+        return table
+    for value, place in zip(first, table.places, strict=True):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+            raise UsageError(
+                f"{place}: prompt_label must be a number in [0, 1] in every row that has one and in all rows or none, not {value!r}"
+            )
+    ends = [np.concatenate([[-1], row]) for row in table.columns["step_ends"]]
+    labels = [[float(value > 0) if hard else float(value), *row] for value, row in zip(first, table.columns["step_labels"], strict=True)]
+    return table.with_columns(step_ends=ends, step_labels=labels)
+
+
 def prompts_table(
     config: LanguageConfig,
     source: str,
@@ -200,3 +250,24 @@ def prompts_table(
     change: Callable[[Examples], Examples] | None = None,
 ) -> Table:
     return _table(config, source, option, model, run, ("prompt-only",), change)
+
+
+def answered_prompts_table(config: LanguageConfig, source: str, option: str, model: Any, run: Run | None) -> Table:
+    """Prompts with the answers that the data have: completions, or the chosen side of pairs."""
+
+    def change(examples: Examples) -> Examples:
+        side = "chosen" if examples.format == "preference" else "completion"
+        records = [{name: row[name] for name in ("prompt", "tools") if name in row} for row in examples.records]
+        return replace(
+            examples, format="prompt-only", records=records, extra=examples.extra | {_ANSWER: [row[side] for row in examples.records]}
+        )
+
+    table = _table(config, source, option, model, run, ("prompt-completion", "preference"), change)
+    answers = [
+        {"prompt": prompt, "completion": answer, "label": True}
+        for prompt, answer in zip(table.prompts, table.extra.pop(_ANSWER), strict=True)
+    ]
+    # Whole, whatever their length: a beginning is cut from them.
+    room = Limits(max_prompt_length=None, max_completion_length=None)
+    encoded = tokenize(read_examples(read_rows(answers), ("unpaired",)), model.tokenizer, room)
+    return table.with_columns(answer_ids=encoded.columns["completion_ids"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,11 +50,13 @@ class Writer(Role):
             if self.model.is_encoder_decoder:
                 raise UsageError(f"{self.model.source}: an encoder–decoder cannot go on from the beginning of an answer")
             ids = [prompt + start for prompt, start in zip(ids, begun, strict=True)]
+        most = sampling.max_new_tokens
+        room = most if begun is None else max(1, most - min(map(len, begun)))
         with self.under():
-            drawn = self.engine.generate(ids, sampling, n=n, seed=seed)
+            drawn = self.engine.generate(ids, replace(sampling, max_new_tokens=room), n=n, seed=seed)
         started = torch.zeros_like(drawn.length)
         if begun is not None:
-            drawn, started = _with_beginnings(drawn, begun, n, sampling.max_new_tokens)
+            drawn, started = _with_beginnings(drawn, begun, n, most)
         count, width = drawn.ids.shape
         rows = prompts.row.repeat_interleave(n)
         positions = torch.arange(width, device=drawn.ids.device)
