@@ -6,18 +6,15 @@ compare two of its answers. What recipes make alike from the same seed (the star
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import telos
 from telos.algorithms.language.assess import Assessment
-from telos.catalogue.lab import Lab, Labelling
+from telos.catalogue.lab import Lab, Labelling, commons
+from telos.catalogue.lab import named as _named
 from telos.core.run import Run
 from telos.core.seeds import derive
 from telos.environments.text.base import Item, Split
@@ -27,25 +24,6 @@ SFT = {"steps": 60, "batch_size": 16, "learning_rate": 3e-4, "lr_schedule": "lin
 REWARD = {"steps": 150, "batch_size": 16, "learning_rate": 1e-3, "checkpoint_every": 0}
 DPO: dict[str, Any] = {"batch_size": 16, "learning_rate": 1e-4, "beta": 0.1, "lr_schedule": "linear"}
 SMOKE: Mapping[str, Any] = {"sft_steps": 4, "pairs": 32, "reward_steps": 4, "steps": 4, "iterations": 2, "held_out": 16}
-
-
-@functools.cache
-def _sources() -> str:
-    """A hash of the sources as they were when this process first asked."""
-    found = hashlib.sha256()
-    for path in sorted(Path(telos.__file__).parent.rglob("*.py")):
-        found.update(path.read_bytes())
-    return found.hexdigest()[:12]
-
-
-def commons(lab: Lab) -> Lab:
-    """The lab of what several recipes make alike from the same seed, beside the recipes' own folders. It is theirs while the sources are the same."""
-    return Lab(lab.root.parent.parent / "shared" / f"{lab.testbed.name}-{lab.seed}-{_sources()}", lab.testbed.name, lab.seed, lab.watch)
-
-
-def _named(name: str, **options: Any) -> str:
-    """A stage's name with what it depends on, so that other settings make another stage."""
-    return f"{name}-{hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()[:8]}"
 
 
 def starting_policy(lab: Lab, settings: Mapping[str, Any]) -> str:

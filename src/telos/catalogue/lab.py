@@ -7,12 +7,15 @@ running the same program again continues it.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import telos
 from telos.algorithms import run as runs
 from telos.algorithms.language.assess import Assessment, assess, checkpoint_steps, load_checkpoint
 from telos.algorithms.language.preference_data import make_pairs
@@ -171,3 +174,22 @@ class Lab:
         finally:
             bar.close()
         return found
+
+
+@functools.cache
+def _sources() -> str:
+    """A hash of the sources as they were when this process first asked."""
+    found = hashlib.sha256()
+    for path in sorted(Path(telos.__file__).parent.rglob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:12]
+
+
+def commons(lab: Lab) -> Lab:
+    """The lab of what several recipes make alike from the same seed, beside the recipes' own folders. It is theirs while the sources are the same."""
+    return Lab(lab.root.parent.parent / "shared" / f"{lab.testbed.name}-{lab.seed}-{_sources()}", lab.testbed.name, lab.seed, lab.watch)
+
+
+def named(name: str, **options: Any) -> str:
+    """A stage's name with what it depends on, so that other settings make another stage."""
+    return f"{name}-{hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()[:8]}"
