@@ -31,6 +31,16 @@ def test_own_pairs_train_and_the_folder_opens_with_transformers_alone(method: st
     assert told["tokens"] > 4
 
 
+def test_grpo_learns_from_the_ten_line_reward(tmp_path: Path) -> None:
+    reward = f"{ROOT / 'examples' / 'ten_line_reward.py'}:brief_and_on_topic"
+    sizes = {"batch_size": 4, "samples_per_prompt": 4, "minibatch_size": 16, "max_completion_length": 24, "learning_rate": 1e-4}
+    run = telos.train("grpo", model="tinylm", data="docstrings", reward=reward, steps=2, out=str(tmp_path / "run"), **sizes)
+    rows = run.metrics()
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[-1]["groups/reward_std"] > 0
+    assert rows[1]["kl"] > 0
+
+
 def test_ppo_learns_from_the_ten_line_reward_and_counts_what_it_leaves_out(tmp_path: Path) -> None:
     reward = f"{ROOT / 'examples' / 'ten_line_reward.py'}:brief_and_on_topic"
     options = {"batch_size": 4, "minibatch_size": 4, "epochs": 1, "max_completion_length": 12, "critic_init": "policy", "threads": 1}
