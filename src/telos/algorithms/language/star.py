@@ -48,8 +48,8 @@ def arrange(config: Config, judged: Judged) -> Arranged:
     """The right answers that were written without a hint; with one, where there is none of these."""
     right = np.nan_to_num(judged.reward, nan=-np.inf) >= config.threshold
     hinted = np.arange(right.shape[1]) >= config.samples_per_prompt
-    solved = right[:, ~hinted].any(1)
-    return right_answers(judged, config.threshold, config.examples_per_prompt, np.where(solved[:, None], ~hinted, hinted))
+    solved = right[:, ~hinted].any(1, keepdims=True)
+    return right_answers(judged, config.threshold, config.examples_per_prompt, np.where(solved, ~hinted, hinted))
 
 
 METHOD = Method(
