@@ -24,6 +24,7 @@ TESTBEDS = (
     "grue-sentiment",
     "grue-summaries",
     "grue-translation",
+    "pyfunc",
     "review",
 )
 
