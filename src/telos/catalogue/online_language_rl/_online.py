@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from telos.algorithms.language.assess import Assessment
-from telos.catalogue._review import SMOKE, _named, commons, learned_reward, measure_common, preferences, reach, starting_policy
+from telos.catalogue._review import SMOKE, learned_reward, measure_common, preferences, reach, starting_policy
 from telos.catalogue.direct_alignment.dpo import PPO
-from telos.catalogue.lab import Lab
+from telos.catalogue.lab import Lab, commons, named
 from telos.core.run import Run
 from telos.environments.bandit import Bandit
 from telos.environments.text.base import Item
@@ -70,7 +70,7 @@ def final(scene: Scene, run: Run) -> Assessment:
 def ppo_baseline(scene: Scene, settings: Mapping[str, Any]) -> Trajectory:
     """PPO from the same start against the same reward; made once for all recipes."""
     depends = {"start": scene.start, "reward": scene.reward, "prompts": [item.prompt for item in scene.items]}
-    name = _named("ppo", **depends, **PPO, iterations=settings["iterations"], small=settings.get("small"))
+    name = named("ppo", **depends, **PPO, iterations=settings["iterations"], small=settings.get("small"))
     shared = dataclasses.replace(scene, lab=commons(scene.lab))
     return trajectory(shared, learn(shared, name, "ppo-max", settings, **PPO))
 

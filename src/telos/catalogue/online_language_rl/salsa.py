@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from telos.catalogue._review import SFT, commons, mean_gold, measure_common
+from telos.catalogue._review import SFT, mean_gold, measure_common
 from telos.catalogue.claims import Budget, Claim, Fact
 from telos.catalogue.direct_alignment.dpo import PPO
+from telos.catalogue.lab import commons
 from telos.catalogue.online_language_rl._online import SMALL, Scene, final, learn, mean_kl, mean_proxy, prepare
 from telos.core.run import Run
 from telos.core.seeds import derive
