@@ -332,6 +332,8 @@ def all_that_continues(method: Method, world: World, rank: int) -> dict[str, Any
     if method.loop == "rollouts":
         critic = {"critic_warmup": 1} if "critic" in method.needs else {}
         moving = {"reference_share": 0.3} if "reference" in method.needs and not rank else {}
+        if moving and "kl_coef" in {option.name for option in options_of(method.config)}:
+            moving["kl_coef"] = 0.1  # 0 by default in some, which keeps no reference
         pretrain = {"pretrain_data": world.data["language-modeling"], "pretrain_coef": 0.1}
         return pretrain | critic | moving | {"lr_schedule": "cosine", "log_rewards": True}
     if method.loop in TRAINS_NOTHING:

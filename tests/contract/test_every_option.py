@@ -228,7 +228,7 @@ class Places:
         if method.key == "dapo":
             found |= {"overlong_penalty": {"overlong_buffer": 2}, "sampling_rounds": {"reward": self.ties}}
         if method.key == "star":  # so that hinted answers are learned from where the others are not right
-            found["hint"] = {"threshold": 0.025}
+            found["hint"] = {"threshold": 0.025, "samples_per_prompt": 1, "hinted_samples": 4}
         if method.key == "reinforce":
             found["baseline_share"] = {"steps": 3}
         if method.key == "rlgf":

@@ -44,8 +44,9 @@ from telos.core.run import Run
 from telos.core.seeds import derive, numpy_generator
 from telos.data.batches import Labelled, Pairs, Rollouts, concatenate
 from telos.data.cursor import Cursor
-from telos.data.formats import Examples
-from telos.data.tokenize import Table
+from telos.data.formats import Examples, read_examples
+from telos.data.readers import read_rows
+from telos.data.tokenize import Limits, Table, tokenize
 from telos.dataflow import Group, make_backend
 from telos.functional.pairwise import AnswerLogps, LabelledLogps, PairLogps, SampleLogps
 from telos.functional.policy import sequence_kl
@@ -124,10 +125,7 @@ class Program:
         self.n = sum(self.sources.values())
         self.hinted: Table | None = None
         if "hinted" in self.sources:
-            whole = dataclasses.replace(config, overlong="truncate")  # the rows must stay those of the prompts
-            self.hinted = prompts_table(whole, config.data, "--data", self.model, None, self._with_hints)
-            if len(self.hinted) != len(self.table):
-                raise UsageError("--hint cannot be given while --overlong drop leaves out prompts; use --overlong truncate")
+            self.hinted = self._with_hints()
         ends = np.cumsum(list(self.sources.values())).tolist()
         self.places = {name: slice(end - count, end) for (name, count), end in zip(self.sources.items(), ends, strict=True)}
         options: dict[str, Any] = {"timeout": config.reward_timeout, "on_error": config.reward_on_error}
@@ -167,21 +165,22 @@ class Program:
         given = [record["prompt"] for record in examples.records]
         return self.method.prepare(self.config, dataclasses.replace(examples, extra=examples.extra | {_AS_GIVEN: given}))
 
-    def _with_hints(self, examples: Examples) -> Examples:
+    def _with_hints(self) -> Table:
+        """The prompts as the template changes them, row by row."""
         template: str = self.config.hint  # type: ignore[attr-defined]
-        records = []
         if template == "{prompt}":
-            return examples
-        for i, record in enumerate(examples.records):
-            if not isinstance(record["prompt"], str):
-                raise UsageError(f"--hint works on prompts that are texts; {examples.places[i]} is a conversation")
+            return self.table
+        rows = []
+        for i, (prompt, place) in enumerate(zip(self.table.prompts, self.table.places, strict=True)):
+            if not isinstance(prompt, str):
+                raise UsageError(f"--hint works on prompts that are texts; {place} is a conversation")
             try:
-                prompt = template.format(prompt=record["prompt"], **{name: values[i] for name, values in examples.extra.items()})
+                rows.append({"prompt": template.format(prompt=prompt, **{name: values[i] for name, values in self.table.extra.items()})})
             except (KeyError, IndexError, ValueError) as error:
-                known = ", ".join(["prompt", *examples.extra])
-                raise UsageError(f"--hint {template!r}: {error} at {examples.places[i]}; the columns are {known}") from None
-            records.append({**record, "prompt": prompt})
-        return dataclasses.replace(examples, records=records)
+                known = ", ".join(["prompt", *self.table.extra])
+                raise UsageError(f"--hint {template!r}: {error} at {place}; the columns are {known}") from None
+        room = Limits(max_prompt_length=min(self.config.max_prompt_length, self.model.context - 1))
+        return tokenize(read_examples(read_rows(rows), ("prompt-only",)), self.model.tokenizer, room)
 
     @property
     def updates(self) -> int:
