@@ -88,7 +88,7 @@ def test_text_and_values_become_the_options_type(given_: dict[str, Any], name: s
         ({"steps": 2.5}, r"option 'steps'.*2\.5"),
         ({"rate": None}, r"option 'rate'.*None"),
         ({"kind": "c"}, r"option 'kind'.*'a' or 'b'"),
-        ({"names": "x,y"}, r"option 'names'"),
+        ({"names": 3}, r"option 'names'"),
         ({"rate": 0.0}, r"--rate 0\.0 must be > 0 and <= 1"),
         ({"rate": math.nan}, r"--rate nan must be > 0"),
         ({"rate": 1.5}, r"--rate 1\.5"),
