@@ -101,7 +101,10 @@ def make_encoder_decoder(folder: Path, seed: int = 0) -> Path:
         eos_token_id=words.eos_token_id,
         decoder_start_token_id=words.pad_token_id,
     )
-    T5ForConditionalGeneration(config).save_pretrained(folder)
+    model = T5ForConditionalGeneration(config)
+    with torch.no_grad():  # as it is initialised it writes nearly the same answer every time
+        model.lm_head.weight *= 0.3
+    model.save_pretrained(folder)
     words.save_pretrained(folder)
     return folder
 

@@ -38,7 +38,7 @@ def test_grpo_learns_from_the_ten_line_reward(tmp_path: Path) -> None:
     rows = run.metrics()
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[-1]["groups/reward_std"] > 0
-    assert rows[1]["kl"] > 0
+    assert abs(rows[0]["kl"]) < 1e-5 < 1e-3 < abs(rows[1]["kl"])  # an estimate from a few answers may be negative
 
 
 def test_ppo_learns_from_the_ten_line_reward_and_counts_what_it_leaves_out(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class Config(RolloutsConfig):
 
     samples_per_prompt: int = 16  # answers to each prompt, >= 2: Z and the baseline are estimated from them
     epochs: int = 1  # passes over an iteration's answers
-    divergence: Literal["forward-kl", "reverse-kl", "jensen-shannon", "total-variation"] = "jensen-shannon"  # D_f(π‖p)
+    divergence: Literal["forward-kl", "reverse-kl", "jensen-shannon", "total-variation"] = "jensen-shannon"  # D_f(π‖p) that is lowered
     target: Literal["tilted", "constraint", "moment"] = "tilted"  # what the policy approaches
     beta: float = 0.1  # β of the tilted target, in units of reward, > 0
     threshold: float = 0.5  # reward that the constraint asks for
