@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from data_fixtures import CHATML, tiny_tokenizer, write_jsonl
-from support import PROMPTS, World, make_reward, program_of
+from support import PROMPTS, STEP_ENDS, World, make_reward, program_of
 from telos.core import discovery
 from telos.core.config import Option, options_of
 from telos.core.errors import TelosError
@@ -59,6 +59,7 @@ VALUES: dict[str, Any] = {
     "max_step_tokens": 1,
     "max_steps": 1,
     "process_beta": 0.5,
+    "process_clip": 0.5,
     "prover_best_of": 2,
     "step_separator": ";",
     "step_separators": ["t", "n"],
@@ -246,6 +247,8 @@ class Places:
             return {"choose": "vote", "answer_mark": "e", "score": "sum"} if name == "answer_mark" else {"answer_mark": "e", "score": "sum"}
         if name == "process_beta":
             return {"process_reward": f"implicit:{self.world.other_model}"}
+        if method.loop == "rollouts" and (name.startswith("process_") or name in ("step_separators", "answer_mark")):
+            return {"process_reward": self.world.reward_model, "step_separators": STEP_ENDS, "answer_mark": ""}
         if name == "loss_degree_levels":
             return {"loss_degree": 0.3}
         if name == "alpha":

@@ -10,17 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from support import World, changed, program_of, snapshot
+from support import STEP_ENDS, World, changed, program_of, snapshot
 from telos.algorithms.language import dr_po, rlgf
+from telos.algorithms.language._loop_rollouts import layout
 from telos.algorithms.language._sampling import Writer
 from telos.algorithms.run import train
 from telos.core.errors import UsageError
 from telos.core.method import Method
-from telos.data.batches import REWARD_VALID
+from telos.data.batches import REWARD_VALID, Rollouts
 from telos.functional.policy import Scored
 from telos.models.generation import Sampling
 from telos.models.generation.native import NativeEngine, Nucleus
 from telos.models.language import LanguageModel
+from telos.objectives.process_reward import Cut, ProcessRewardModel, StepProbabilities
 
 
 def reward_file(folder: Path, body: str) -> str:
@@ -256,3 +258,31 @@ def test_the_mask_is_renewed_when_it_is_due(world: World, tmp_path: Path) -> Non
     assert changed(start, snapshot(program.mask.workers[0].model)) == set()
     program.step(1)
     assert changed(snapshot(program.model), snapshot(program.mask.workers[0].model)) == set()
+
+
+def test_steps_are_paid_at_their_last_tokens_after_clip_and_delta(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the arithmetic of Clip and Delta done by hand on a reward model's probabilities of the same tokens."""
+    cut = {"step_separators": STEP_ENDS, "answer_mark": "", "max_completion_length": 24, "samples_per_prompt": 16}
+    given = {"process_reward": world.reward_model, "process_clip": 0.4, "process_delta": True, "process_coef": 2.0}
+    program = program_of("reinforce", options_of(world, reward=reward_file(tmp_path, LENGTHS), **cut, **given), tmp_path / "run")
+    seen = scored_in(program, monkeypatch)
+    metrics = program.step(0)
+    (scored,) = seen
+    judge = ProcessRewardModel.load(world.reward_model)
+    answers = layout(Rollouts(**program.last_batch, batch_size=[len(scored.scores)]))
+    found = StepProbabilities(judge, cut=Cut(tuple(STEP_ENDS), "")).score(answers)
+    assert scored.dense is not None
+    assert int(found.mask.sum(1).max()) > 2
+    for row, (values, ends, known) in enumerate(zip(found.values.tolist(), found.ends.tolist(), found.mask.tolist(), strict=True)):
+        paid = [min(value - 0.4, 0.0) for value, there in zip(values, known, strict=True) if there]
+        steps = len(paid)
+        wanted = [0.0] * scored.dense.shape[1]
+        for k in range(steps - 1):  # Delta pays nothing at the last step, and the one before it in full
+            wanted[ends[k]] = 2.0 * (paid[k] - (paid[k + 1] if k < steps - 2 else 0.0))
+        assert scored.dense[row].tolist() == pytest.approx(wanted, abs=1e-6)
+    assert metrics["reward/steps"] == pytest.approx(float(scored.dense.sum(1).mean()), abs=1e-6)
+
+
+def test_options_of_step_rewards_mean_nothing_without_a_step_reward(world: World, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--process_clip has no effect without --process_reward"):
+        program_of("grpo", options_of(world, process_clip=0.4), tmp_path)

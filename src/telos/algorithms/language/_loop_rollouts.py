@@ -40,6 +40,7 @@ from telos.algorithms.language._options import TrainingConfig, load_policy, lora
 from telos.algorithms.language._roles import Learner, Reference, Scorer, micro_batches
 from telos.algorithms.language._rows import answered_prompts_table, prompts_table, supervised_table
 from telos.algorithms.language._sampling import Writer, open_rewards
+from telos.algorithms.language._steps import CutConfig, cut_of
 from telos.core.config import require
 from telos.core.errors import Failure, UsageError
 from telos.core.loop import NotFinite
@@ -51,11 +52,13 @@ from telos.data.cursor import Cursor
 from telos.data.tokenize import Table
 from telos.dataflow import Role, make_backend, transfer
 from telos.functional.policy import CriticView, Estimates, PolicyView, Scored, sequence_kl
+from telos.functional.process import refine
 from telos.functional.reduction import Denominators, Losses, masked_mean, means
 from telos.models.generation import Sampling
 from telos.models.generation.native import Nucleus
 from telos.models.language import LanguageModel
 from telos.models.packing import Answers
+from telos.objectives.process_reward import ProcessReward, load_process_reward
 from telos.objectives.reward_model import RewardModel, same_ids
 from telos.objectives.rewards import Combined, RewardSource, Scores, require_some
 
@@ -117,6 +120,26 @@ class CriticConfig(RolloutsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepRewardConfig(CutConfig):
+    """Options of methods that also learn from rewards of an answer's steps."""
+
+    process_reward: str | None = None  # what scores steps: a process reward model, value:FOLDER, or implicit:POLICY[,REFERENCE]
+    process_coef: float = 1.0  # weight of the steps' rewards beside the answer's own
+    process_beta: float | None = None  # scale of an implicit process reward, > 0; default: 0.05
+    process_clip: float | None = None  # η: a step is paid min(score - η, 0), so that more steps never pay; default: the score itself
+    process_delta: bool = False  # a step is paid its score less the next one's, so that the sum does not grow with the number of steps
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.process_beta is not None:
+            require(self, "> 0", "process_beta")
+        if self.process_reward is None:
+            for name in ("process_coef", "process_beta", "process_clip", "process_delta", "step_separators", "answer_mark"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise UsageError(f"--{name} has no effect without --process_reward")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResamplingConfig(RolloutsConfig):
     """Options of methods that pass over whole prompts and draw others for them."""
 
@@ -144,6 +167,17 @@ class Critic(Role):
     def values(self, batch: Rollouts, *, micro_batch_size: int = 0) -> Tensor:
         with torch.no_grad():
             return torch.cat([self.model.values(layout(part)) for (part,) in micro_batches(micro_batch_size, batch)])
+
+
+class StepScorer(Role):
+    """Scores of frozen models for the steps of answers."""
+
+    def __init__(self, source: ProcessReward) -> None:
+        self.source = source
+
+    @transfer(split="rows", collect="rows")
+    def score(self, batch: Rollouts) -> tuple[Tensor, Tensor]:
+        return self.source.score_rollouts(batch)
 
 
 class Program:
@@ -182,6 +216,9 @@ class Program:
         if config.reference_share and self.reference is not None and self.reference.workers[0].shared:
             raise UsageError("--reference_share: the reference is the policy without its adapter and has no weights that could move")
         self.teacher = backend.place(lambda: Reference(self.model, config.teacher)) if "teacher" in method.needs else None  # type: ignore[attr-defined]
+        self.steps = (
+            backend.place(lambda: self._step_scorer(config)) if isinstance(config, StepRewardConfig) and config.process_reward else None
+        )
         self.critic = None
         if "critic" in method.needs:
             assert isinstance(config, CriticConfig)
@@ -227,6 +264,12 @@ class Program:
             raise UsageError(
                 f"--minibatch_size {c.minibatch_size} cuts the {c.samples_per_prompt} answers to a prompt apart; give a multiple"
             )
+
+    def _step_scorer(self, config: StepRewardConfig) -> StepScorer:
+        size = self.config.micro_batch_size or 32
+        return StepScorer(
+            load_process_reward(config.process_reward, self.model, beta=config.process_beta, cut=cut_of(config), batch_size=size)
+        )
 
     def _guide(self, source: str) -> Writer:
         guide = LanguageModel.load(source, precision=self.config.precision, device=str(self.model.device))
@@ -277,6 +320,9 @@ class Program:
         scored = self._informed(rollouts, scored)
         if scored.reference is not None and bool(scored.valid.any()):
             metrics["kl"] = float(sequence_kl(scored.logprobs, scored.reference, scored.mask)[scored.valid].mean())
+        if scored.dense is not None and scored.steps is not None and bool(scored.valid.any()):
+            metrics["reward/steps"] = float(scored.dense.sum(1)[scored.valid].mean())
+            metrics["completions/mean_steps"] = float(scored.steps.sum(1)[scored.valid].double().mean())
         assert self.method.estimate is not None
         estimates: Estimates = self.method.estimate(c, scored, self.method_state)
         self.method_state = dict(estimates.state)
@@ -336,6 +382,11 @@ class Program:
             found["teacher"] = self.teacher.call("logprobs", rollouts, **under).squeeze(1)
         if self.critic is not None:
             found["values"] = self.critic.call("values", rollouts, micro_batch_size=c.micro_batch_size)
+        if self.steps is not None:
+            assert isinstance(c, StepRewardConfig)
+            scores, steps = self.steps.call("score", rollouts)
+            found["steps"] = steps = steps & scored.mask
+            found["dense"] = c.process_coef * refine(scores, steps, c.process_clip, c.process_delta)
         return dataclasses.replace(scored, **found)
 
     def _sample(self, index: int, round_: int) -> tuple[Rollouts, dict[str, float]]:

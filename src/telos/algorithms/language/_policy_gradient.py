@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from telos.algorithms.language._loop_rollouts import RolloutsConfig
+from telos.algorithms.language._loop_rollouts import RolloutsConfig, StepRewardConfig
 from telos.core.config import require
 from telos.functional import policy
 from telos.functional.advantages import to_go
@@ -32,7 +32,7 @@ from telos.functional.reduction import Losses, masked_mean
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyGradientConfig(RolloutsConfig):
+class PolicyGradientConfig(StepRewardConfig, RolloutsConfig):
     """Options of policy gradients."""
 
     kl_coef: float = 0.05  # β: weight of the divergence from the reference, >= 0; 0 keeps no reference model
