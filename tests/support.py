@@ -196,6 +196,40 @@ def make_reward(folder: Path, name: str = "letters") -> str:
 # Runs ----------------------------------------------------------------------------------------------------------------------------------
 
 
+ENVIRONMENT_FILE = '''
+import gymnasium
+import numpy as np
+
+
+class Reach(gymnasium.Env):
+    """Walk on a line until the place 1 is reached; an episode is cut after six steps."""
+
+    def __init__(self, continuous=False, bad="", render_mode=None):
+        self.observation_space = gymnasium.spaces.Box(-10.0, 10.0, (2,), np.float32)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32) if continuous else gymnasium.spaces.Discrete(3)
+        self.continuous, self.bad, self.steps = continuous, bad, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place, self.steps = float(self.np_random.uniform(-0.5, 0.5)), 0
+        return self._look(), {}
+
+    def _look(self):
+        return np.array([self.place, self.steps / 6], np.float32)
+
+    def step(self, action):
+        self.steps += 1
+        self.place += float(np.asarray(action).reshape(-1)[0]) * 0.6 if self.continuous else 0.4 * (int(action) - 1)
+        self.place += float(self.np_random.normal()) * 0.05
+        reward = float("nan") if self.bad == "reward" and self.steps == 3 else -abs(self.place - 1)
+        look = self._look() * (float("nan") if self.bad == "observation" and self.steps == 2 else 1.0)
+        if self.bad == "raises" and self.steps == 4:
+            raise RuntimeError("the motor is hot")
+        return look, reward, bool(self.place > 1), self.steps >= 6, {"is_success": self.place > 1}
+'''
+DISCRETE = {"dqn"}
+
+
 class World:
     """The tiny files that runs need, by name."""
 
@@ -205,12 +239,44 @@ class World:
         self.other_model = str(make_model(root / "other-model", seed=7))
         self.encoder_decoder = str(make_encoder_decoder(root / "encoder-decoder"))
         self.chat_model = str(make_model(root / "chat-model", chat=True))
+        (root / "tiny_env.py").write_text(ENVIRONMENT_FILE, encoding="utf-8")
         self.reward_model = str(make_reward_model(root / "reward-model"))
         self.reward, self.brevity = make_reward(root), make_reward(root, "brevity")
         self.data = make_data(root / "data")
 
+    def control_options(self, method: Method, **changes: Any) -> dict[str, Any]:
+        """The same for a method of control, in an environment whose episodes are terminated and cut alike."""
+        common: dict[str, Any] = {
+            "env": f"{self.root / 'tiny_env.py'}:Reach",
+            "env_options": [f"continuous={'false' if method.key in DISCRETE else 'true'}"],
+            "num_envs": 2,
+            "hidden": [16, 16],
+            "device": "cpu",
+            "checkpoint_every": 0,
+            "eval_episodes": 3,
+            "learning_rate": 1e-2,
+        }
+        by_loop: dict[str, dict[str, Any]] = {
+            "on-policy": {"total_steps": 72, "rollout_steps": 12, "minibatch_size": 8, "epochs": 2},
+            "off-policy": {
+                "total_steps": 72,
+                "iteration_steps": 24,
+                "start_steps": 12,
+                "random_steps": 8,
+                "batch_size": 8,
+                "train_every": 4,
+                "replay_size": 40,
+            },
+        }
+        found = common | by_loop[method.loop]
+        if method.key == "a2c":
+            found |= {"minibatch_size": 0, "epochs": 1}
+        return found | changes
+
     def options(self, method: Method | str, **changes: Any) -> dict[str, Any]:
         """Options of a small run of a method, or of any simple one on the loop of this name: a step takes milliseconds."""
+        if not isinstance(method, str) and method.family != "language":
+            return self.control_options(method, **changes)
         loop, needs = (method, frozenset()) if isinstance(method, str) else (method.loop, method.needs)
         common: dict[str, Any] = {"model": self.model, "device": "cpu", "threads": 1, "steps": 3, "batch_size": 4, "checkpoint_every": 0}
         training = {"learning_rate": 1e-2}

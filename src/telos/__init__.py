@@ -34,7 +34,7 @@ def resume(path: str | Path) -> Run:
 
 
 def load(path: str | Path) -> Any:
-    """What a run has trained: a `LanguageModel`, or a `RewardModel` for runs that train one."""
+    """What a run has trained: a `LanguageModel`, a `RewardModel` for runs that train one, a `Policy` for runs in an environment."""
     from telos.algorithms.results import load_result
 
     return load_result(Path(path))

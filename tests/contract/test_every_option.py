@@ -65,6 +65,7 @@ VALUES: dict[str, Any] = {
     "step_separators": ["t", "n"],
     "success_above": 3.0,
     "adam_beta2": 0.5,
+    "adam_epsilon": 0.1,
     "batch_size": 5,
     "clip_range": 0.01,
     "clip_range_vf": 0.001,

@@ -22,7 +22,7 @@ from support import numbers
 from telos.core import checkpoint
 from telos.core import loop as loops
 from telos.core import run as runs
-from telos.core.config import RunConfig
+from telos.core.config import StepsConfig
 from telos.core.errors import Failure, TelosWarning
 from telos.core.loop import Interrupted, NotFinite, run_program
 from telos.core.run import Run
@@ -75,7 +75,7 @@ class Log:
 
 
 def start(folder: Path, *, do: Mapping[int, Any] | None = None, program: Noise | None = None, **options: Any) -> tuple[Run, Noise, Log]:
-    config = RunConfig(out=str(folder), **{"steps": 6, "checkpoint_every": 2, **options})
+    config = StepsConfig(out=str(folder), **{"steps": 6, "checkpoint_every": 2, **options})
     run, program, log = Run.create("noise", config), program or Noise(), Log(do)
     seed_everything(1)
     run_program(program, run, config, callbacks=[log])
@@ -83,7 +83,7 @@ def start(folder: Path, *, do: Mapping[int, Any] | None = None, program: Noise |
 
 
 def go_on(folder: Path, **options: Any) -> tuple[Run, Noise, Log]:
-    config = RunConfig(out=str(folder), **{"steps": 6, "checkpoint_every": 2, **options})
+    config = StepsConfig(out=str(folder), **{"steps": 6, "checkpoint_every": 2, **options})
     run, program, log = Run.open(folder), Noise(), Log()
     seed_everything(99)  # whatever the new process has drawn so far must not matter
     run_program(program, run, config, callbacks=[log], resume=True)
@@ -261,7 +261,7 @@ def test_other_numbers_may_be_anything(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_an_error_of_the_program_is_handed_on_and_noted(tmp_path: Path) -> None:
     program, log = Bad(ZeroDivisionError("division by zero")), Log()
-    config = RunConfig(out=str(tmp_path / "run"), steps=6)
+    config = StepsConfig(out=str(tmp_path / "run"), steps=6)
     run = Run.create("noise", config)
     with pytest.raises(ZeroDivisionError):
         run_program(program, run, config, callbacks=[log])

@@ -17,7 +17,8 @@ import telos
 from data_fixtures import tiny_tokenizer
 from support import World, program_of, snapshot
 from telos.algorithms.language._options import TrainingConfig, load_policy
-from telos.algorithms.language._roles import Learner, Reference, learning_rate_at
+from telos.algorithms.language._roles import Learner, Reference
+from telos.algorithms.learning import learning_rate_at
 from telos.algorithms.run import train
 from telos.core.errors import UsageError
 from telos.core.loop import NotFinite

@@ -14,6 +14,11 @@ def load_result(path: Path) -> Any:
     from telos.models.language import LanguageModel
     from telos.objectives.reward_model import RewardModel
 
+    for place in (path / "policy", path):
+        if (place / "policy.json").is_file():
+            from telos.models.policies import Policy
+
+            return Policy.load(place)
     folder = path / "model" if (path / "model").is_dir() else path
     if not ((folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()):
         raise UsageError(f"{path} holds no trained model; is the run finished? (`telos resume {path}`)")

@@ -43,7 +43,6 @@ class RunConfig:
     """Options that mean the same in every run. A class that adds options checks their ranges in `__post_init__`, after its parent's."""
 
     seed: int = 0  # seed of everything random in the run
-    steps: int = 200  # optimiser steps (on-policy loops: iterations of sample and learn)
     out: str | None = None  # the run's folder; default runs/<method>-<time>
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where tensors live; auto takes the GPU when there is one
     threads: int = 0  # CPU threads of torch; 0 = as many as there are cores
@@ -54,7 +53,27 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(self, ">= 0", "seed", "threads", "checkpoint_every")
-        require(self, ">= 1", "steps", "keep_checkpoints", "log_every")
+        require(self, ">= 1", "keep_checkpoints", "log_every")
+
+    @property
+    def program_steps(self) -> int:
+        """How often the run loop calls the program's `step`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepsConfig(RunConfig):
+    """A run whose length is given in the program's own steps."""
+
+    steps: int = 200  # optimiser steps (on-policy loops: iterations of sample and learn)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, ">= 1", "steps")
+
+    @property
+    def program_steps(self) -> int:
+        return self.steps
 
 
 @dataclass(frozen=True)

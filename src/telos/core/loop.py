@@ -87,7 +87,7 @@ class _Stop:
 
 
 def run_program(program: Program, run: Run, config: RunConfig, *, callbacks: Sequence[Callback] = (), resume: bool = False) -> None:
-    """Runs `program` to `config.steps`; with `resume`, from its newest whole checkpoint.
+    """Runs `program` to the end; with `resume`, from its newest whole checkpoint.
 
     Raises `Interrupted` after a signal, `NotFinite` with the batch saved beside the run, and whatever the program raises; in each case
     `run.json` says how it ended and nothing already written is lost.
@@ -104,7 +104,7 @@ def run_program(program: Program, run: Run, config: RunConfig, *, callbacks: Seq
             checkpoint.restore_random_states(state["random"])
         run.rewind(first)
     for callback in callbacks:
-        callback.started(run, program, first, config.steps)
+        callback.started(run, program, first, config.program_steps)
     status = "failed"
 
     def save(step: int) -> None:
@@ -115,24 +115,24 @@ def run_program(program: Program, run: Run, config: RunConfig, *, callbacks: Seq
     try:
         run.describe(status="running")
         with _Stop() as stop:
-            for index in range(first, config.steps):
+            for index in range(first, config.program_steps):
                 began = time.perf_counter()
                 metrics = program.step(index)
                 done = index + 1
                 if bad := [name for name, value in metrics.items() if name.startswith("loss") and not math.isfinite(value)]:
                     raise NotFinite(f"step {done}: {bad[0]} is {metrics[bad[0]]}", getattr(program, "last_batch", {}))
-                if done % config.log_every == 0 or done == config.steps:
+                if done % config.log_every == 0 or done == config.program_steps:
                     run.log(done, {**metrics, "time/seconds": round(time.perf_counter() - began, 4)})
                 for callback in callbacks:
                     callback.stepped(done, metrics)
                 if stop.asked:
                     save(done)
                     status = "interrupted"
-                    raise Interrupted(f"stopped after step {done} of {config.steps}; continue with `telos resume {run.path}`")
-                if config.checkpoint_every and done % config.checkpoint_every == 0 and done < config.steps:
+                    raise Interrupted(f"stopped after step {done} of {config.program_steps}; continue with `telos resume {run.path}`")
+                if config.checkpoint_every and done % config.checkpoint_every == 0 and done < config.program_steps:
                     save(done)
-            if first < config.steps:
-                save(config.steps)
+            if first < config.program_steps:
+                save(config.program_steps)
             program.finish(run)
         status = "finished"
     except NotFinite as error:

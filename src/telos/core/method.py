@@ -25,6 +25,10 @@ class Method:
     critic_loss: Callable[..., Any] | None = None  # loops with a critic: its loss
     select: Callable[..., Any] | None = None  # sampling and on-policy loops: which of the drawn answers are kept
     sample: Callable[..., Any] | None = None  # on-policy loops: how answers are written; default: all by the policy, from the prompt
+    build: Callable[..., Any] | None = None  # control from stored steps: the networks
+    updates: Callable[..., Any] | None = None  # control from stored steps: which losses move which networks, in which order
+    explore: Callable[..., Any] | None = None  # off-policy control: the action taken while learning
+    update: Callable[..., Any] | None = None  # on-policy control: one improvement of the policy from a whole segment
     arrange: Callable[..., Any] | None = None  # iterative loops: which of the judged answers are learned from, and how
     writers: Callable[..., Any] | None = None  # iterative loops: how many answers each source writes; default: all by the policy
     advance: Callable[..., Any] | None = None  # iterative loops: the weights with which the next iteration begins

@@ -66,3 +66,22 @@ def _check(rewards: Tensor, mask: Tensor) -> None:
         )
     if bool((rewards.masked_fill(mask, 0) != 0).any()):
         raise ValueError("a reward stands on a token that the policy did not produce; put it on the action before")
+
+
+def gae_of_segments(
+    rewards: Tensor, values: Tensor, next_values: Tensor, ended: Tensor, *, gamma: float, gae_lambda: float
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) over T steps of N environments, time first, episodes one after the other.
+
+    rewards, values [T, N]: V of the state before the step; next_values [T, N]: V of the state that the step led to, 0 where it terminated the episode and
+    V of the last observation where it only cut it; ended [T, N] bool: the next row begins another episode. Returns (advantages, advantages + values).
+    """
+    delta = rewards + gamma * next_values - values
+    carry = (gamma * gae_lambda) * (~ended).to(delta)
+    running = torch.zeros_like(delta[0])
+    found = []
+    for one, keeps in zip(delta.flip(0).unbind(0), carry.flip(0).unbind(0)):
+        running = torch.addcmul(one, keeps, running)
+        found.append(running)
+    advantages = torch.stack(found[::-1])
+    return advantages, advantages + values

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from telos.core.config import RunConfig, require
+from telos.algorithms.learning import OptimiserConfig
+from telos.core.config import StepsConfig, require
 from telos.core.errors import UsageError
 from telos.models.language import LanguageModel, Lora, Precision
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageConfig(RunConfig):
+class LanguageConfig(StepsConfig):
     """Model, data and precision: the same names in every method of this family."""
 
     model: str = "tinylm"  # Hugging Face folder or hub id, a PEFT adapter's folder, or the bundled 'tinylm'
@@ -30,18 +31,10 @@ class LanguageConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(LanguageConfig):
+class TrainingConfig(OptimiserConfig, LanguageConfig):
     """Options of everything that takes optimiser steps."""
 
     batch_size: int = 16  # rows of the data in one optimiser step, over all micro-batches and workers
-    micro_batch_size: int = 0  # rows in one forward–backward pass; 0 = the whole batch at once; changes memory, not gradients
-    learning_rate: float = 1e-5  # peak, AdamW
-    lr_schedule: Literal["constant", "linear", "cosine"] = "linear"  # after the warm-up, down to zero at the last step
-    warmup_steps: int = 0  # steps over which the learning rate rises from zero
-    weight_decay: float = 0.0  # decoupled, AdamW
-    adam_beta1: float = 0.9  # decay of the gradient's mean
-    adam_beta2: float = 0.999  # decay of the gradient's square
-    max_grad_norm: float = 1.0  # gradients are scaled down to this global norm; 0 = never
     gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, about a third more time
     lora_rank: int = 0  # 0 trains all weights; above 0, low-rank adapters of this rank (Hu et al. 2021)
     lora_alpha: float = 16.0  # scale of the adapters, over the rank
@@ -57,8 +50,6 @@ class TrainingConfig(LanguageConfig):
                 if getattr(self, name) != TrainingConfig.__dataclass_fields__[name].default:
                     raise UsageError(f"--{name} has no effect while --lora_rank is 0; give a rank")
         require(self, ">= 1", "batch_size")
-        require(self, ">= 0", "micro_batch_size", "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm")
-        require(self, ">= 0 and < 1", "adam_beta1", "adam_beta2")
 
 
 def lora_of(config: TrainingConfig) -> Lora | None:

@@ -1,0 +1,104 @@
+"""What all loops of control share: options, environments, evaluation, and the numbers of finished episodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from telos.core.config import RunConfig, require
+from telos.core.errors import UsageError
+from telos.core.seeds import torch_generator
+from telos.environments.base import Driver, Environments, Episode
+from telos.environments.registry import make_environments
+from telos.models.policies import Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlConfig(RunConfig):
+    """Environment and length: the same names in every method of control."""
+
+    env: str = ""  # Gymnasium id, or file.py:Class or module:Class for one's own
+    env_options: tuple[str, ...] = ()  # name=value for the environment's constructor
+    num_envs: int = 1  # copies that are stepped together
+    total_steps: int = 100_000  # environment steps of the run, over all copies
+    threads: int = 1  # CPU threads of torch: more than one slow networks of control's size down; 0 = as many as there are cores
+    eval_every: int = 0  # iterations between evaluations; 0 = only at the end
+    eval_episodes: int = 10  # episodes of an evaluation, with the most probable actions
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, ">= 1", "num_envs", "total_steps", "eval_episodes")
+        require(self, ">= 0", "eval_every")
+        options_of(self)
+
+    @property
+    def steps_an_iteration(self) -> int:
+        """Environment steps, over all copies, of one of the program's steps."""
+        raise NotImplementedError
+
+    @property
+    def program_steps(self) -> int:
+        return math.ceil(self.total_steps / self.steps_an_iteration)
+
+
+def options_of(config: ControlConfig) -> dict[str, Any]:
+    """`--env_options` as keywords. Raises `UsageError` for what is not name=value."""
+    import yaml
+
+    found = {}
+    for part in config.env_options:
+        name, given, value = part.partition("=")
+        if not given or not name.strip().isidentifier():
+            raise UsageError(f"--env_options {part}: write name=value")
+        found[name.strip()] = yaml.safe_load(value)
+    return found
+
+
+def device_of(config: RunConfig) -> torch.device:
+    """Where networks live; `auto` takes the GPU when there is one."""
+    return torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else config.device.replace("auto", "cpu"))
+
+
+def open_environments(config: ControlConfig, count: int | None = None) -> Environments:
+    return make_environments(config.env, config.num_envs if count is None else count, options=options_of(config))
+
+
+def evaluate(
+    policy: Policy, environments: Environments, episodes: int, seed: int, *label: str | int, deterministic: bool = True
+) -> list[Episode]:
+    """`episodes` whole episodes of a policy. Each copy plays its own share of them, so that short episodes are not counted more often than long ones."""
+    driver = Driver(environments, seed, "evaluation", *label)
+    generator = torch_generator(seed, "evaluation", *label, "actions")
+    share = [episodes // environments.count + (i < episodes % environments.count) for i in range(environments.count)]
+    found: list[list[Episode]] = [[] for _ in share]
+    while any(len(done) < wanted for done, wanted in zip(found, share)):
+        action = policy.to_environment(policy.choose(policy.reader(driver.observation), deterministic, generator))
+        before = driver.number.copy()
+        _, ended = driver.step(action)
+        for i, episode in zip(np.flatnonzero(driver.number != before), ended, strict=True):
+            if len(found[i]) < share[i]:
+                found[i].append(episode)
+    return [episode for done in found for episode in done]
+
+
+def describe_episodes(episodes: Sequence[Episode], prefix: str = "episode") -> dict[str, float]:
+    """Mean return, its spread, length, and what the task itself reports, under the names that users watch."""
+    if not episodes:
+        return {}
+    totals = np.array([episode.total for episode in episodes])
+    found = {
+        f"{prefix}/return": float(totals.mean()),
+        f"{prefix}/return_std": float(totals.std()),
+        f"{prefix}/length": float(np.mean([episode.length for episode in episodes])),
+        f"{prefix}/count": float(len(episodes)),
+    }
+    for name in ("success", "is_success", "cost"):
+        known = [episode.info[name] for episode in episodes if name in episode.info and not math.isnan(episode.info[name])]
+        if known:
+            found[f"{prefix}/{name}"] = float(np.mean(known))
+    return found

@@ -1,0 +1,76 @@
+"""Proximal policy optimisation: several passes over the same steps, with the probability ratio clipped.
+
+    L = E[ max(−ρ A, −clip(ρ, 1 − ε, 1 + ε) A) ] + c_v (V − R)² − c_e H,   ρ = π / π_old          (Schulman et al. 2017, eq. 7 and 9)
+
+with A by GAE. Advantages are standardised in each minibatch, weights start orthogonal with a small last layer, and the value's change may be
+clipped as well: what implementations do beyond the paper (Huang et al. 2022, "The 37 implementation details") is an option here, with the defaults that
+Stable-Baselines3 has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from telos.algorithms.online._loop_on_policy import OnPolicyConfig
+from telos.core.config import require
+from telos.core.method import Method
+from telos.functional.policy import clipped_surrogate
+from telos.functional.reduction import Losses
+from telos.functional.returns import gae_of_segments
+from telos.functional.segments import Estimate, Segment, StepView, standardised
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(OnPolicyConfig):
+    """Options of PPO."""
+
+    clip_range: float = 0.2  # ε: how far the ratio may leave 1 and still carry a gradient (paper: 0.2)
+    clip_range_vf: float = 0.0  # bound on the critic's change of a value; 0 = none
+    normalize_advantage: Literal["minibatch", "iteration", "none"] = "minibatch"  # over which steps advantages are standardised
+    value_coef: float = 0.5  # c_v, >= 0 (paper: 1)
+    entropy_coef: float = 0.0  # c_e, >= 0 (paper: 0.01 on Atari, 0 on MuJoCo)
+    target_kl: float = 0.0  # estimated KL from the old policy at which an iteration's passes end early; 0 = never
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, ">= 0", "clip_range", "clip_range_vf", "value_coef", "entropy_coef", "target_kl")
+
+
+def estimate(config: Config, segment: Segment, state: Mapping[str, float]) -> Estimate:
+    advantages, returns = gae_of_segments(
+        segment.reward, segment.value, segment.next_value, segment.ended, gamma=config.gamma, gae_lambda=config.gae_lambda
+    )
+    if config.normalize_advantage == "iteration":
+        advantages = standardised(advantages)
+    return Estimate(advantages, returns, state)
+
+
+def loss(config: Config, view: StepView) -> Losses:
+    advantage = standardised(view.advantage) if config.normalize_advantage == "minibatch" else view.advantage
+    log_ratio = view.logprob - view.old_logprob
+    surrogate, low, high = clipped_surrogate(log_ratio, advantage, config.clip_range, config.clip_range)
+    entropy = view.distribution.entropy()
+    moved = log_ratio.detach()
+    value = view.value
+    if config.clip_range_vf:
+        value = view.old_value + (value - view.old_value).clamp(-config.clip_range_vf, config.clip_range_vf)
+    critic = Losses(config.value_coef * (view.returns - value) ** 2, metrics={"loss/critic": (view.returns - view.value.detach()) ** 2})
+    metrics = {"clip_ratio": (low | high).float(), "entropy": entropy, "policy/approx_kl": torch.expm1(moved) - moved}
+    return Losses(surrogate - config.entropy_coef * entropy, metrics=metrics, extra=(critic,))
+
+
+METHOD = Method(
+    key="ppo",
+    title="Proximal Policy Optimization",
+    family="online",
+    loop="on-policy",
+    changes="takes several passes over the same steps and clips the ratio of probabilities",
+    paper="Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv:1707.06347",
+    config=Config,
+    loss=loss,
+    estimate=estimate,
+)

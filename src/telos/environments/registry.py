@@ -1,0 +1,92 @@
+"""From what `--env` says to environments: a Gymnasium id, or file.py:Class / module:Class for one's own."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+
+from telos.core.errors import UsageError, did_you_mean
+from telos.environments.base import Environments
+from telos.environments.gym import GymEnvironments
+
+# id → (module, class) of the batched form, whose constructor takes (count, **options). Imported only when used.
+BATCHED: dict[str, tuple[str, str]] = {}
+
+
+def make_environments(
+    env: str, count: int = 1, *, options: Mapping[str, Any] | None = None, batched: bool = True, render: bool = False
+) -> Environments:
+    """`count` copies of `env`. `options` go to its constructor; `batched` False steps copies one by one even where there is a batched form.
+
+    Raises `UsageError`, with a suggestion, for an id that is not registered and for a class that cannot be found or made.
+    """
+    if not env:
+        raise UsageError("--env is missing: give a Gymnasium id (CartPole-v1), or file.py:Class or module:Class for your own")
+    given = dict(options or {})
+    if batched and not render and env in BATCHED:
+        module, name = BATCHED[env]
+        try:
+            return getattr(importlib.import_module(module), name)(count, **given)
+        except TypeError as error:
+            raise UsageError(f"--env_options: {env} does not take them: {error}") from None
+    if render:
+        given["render_mode"] = "rgb_array"
+    if _names_a_class(env):
+        return GymEnvironments(env, functools.partial(_class_of(env), **given), count)
+    return GymEnvironments(env, functools.partial(_make_registered, env, given), count)
+
+
+def _names_a_class(env: str) -> bool:
+    place, _, name = env.rpartition(":")
+    return (
+        bool(place) and name.isidentifier() and "/" not in name and (place.endswith(".py") or not name[-1:].isdigit() or "-v" not in name)
+    )
+
+
+def _make_registered(env: str, options: Mapping[str, Any]) -> gymnasium.Env:
+    try:
+        return gymnasium.make(env, disable_env_checker=True, **options)
+    except gymnasium.error.UnregisteredEnv:
+        known = sorted(gymnasium.registry)
+        raise UsageError(
+            f"--env {env}: Gymnasium knows no such environment{did_you_mean(env, known)}; for your own give file.py:Class or module:Class"
+        ) from None
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise UsageError(f"--env {env} needs a package that is not installed: {error}") from None
+    except gymnasium.error.Error as error:
+        raise UsageError(f"--env {env}: {error}") from None
+
+
+def _class_of(env: str) -> Callable[..., gymnasium.Env]:
+    place, _, name = env.rpartition(":")
+    if place.endswith(".py"):
+        path = Path(place)
+        if not path.is_file():
+            raise UsageError(f"--env {env}: there is no file {path}")
+        label = f"telos_env_{path.stem}"
+        spec = importlib.util.spec_from_file_location(label, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[label] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            raise UsageError(f"--env {env}: the file cannot be run: {type(error).__name__}: {error}") from error
+    else:
+        try:
+            module = importlib.import_module(place)
+        except ImportError as error:
+            raise UsageError(f"--env {env}: module {place} cannot be imported: {error}") from None
+    found = getattr(module, name, None)
+    if not callable(found):
+        names = [key for key, value in vars(module).items() if isinstance(value, type)]
+        raise UsageError(f"--env {env}: {place} has no class {name!r}{did_you_mean(name, names)}")
+    return found

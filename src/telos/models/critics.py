@@ -1,0 +1,62 @@
+"""Action values of continuous actions, and state values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from telos.models.networks import Activation, Normaliser, Pixels, ensemble, perceptron
+from telos.models.observations import Reader
+
+
+class ActionValues(nn.Module):
+    """Q(s, a) of `members` networks at once: [E, B]. With `bins` each gives a vector, [E, B, bins]."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        action_size: int,
+        hidden: tuple[int, ...] = (256, 256),
+        *,
+        members: int = 2,
+        activation: Activation = "relu",
+        layer_norm: bool = False,
+        bins: int = 0,
+    ) -> None:
+        super().__init__()
+        self.pixels = Pixels(reader.shape) if reader.picture else None
+        wide = (self.pixels.size if self.pixels is not None else reader.size) + action_size
+        self.bins = bins
+        self.body = ensemble(members, (wide, *hidden, bins or 1), activation, layer_norm=layer_norm)
+
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        features = observation if self.pixels is None else self.pixels(observation)
+        out = self.body(torch.cat([features, action], -1))
+        return out if self.bins else out[..., 0]
+
+
+class StateValues(nn.Module):
+    """V(s), [B]."""
+
+    def __init__(
+        self, reader: Reader, hidden: tuple[int, ...] = (256, 256), *, activation: Activation = "relu", layer_norm: bool = False
+    ) -> None:
+        super().__init__()
+        self.pixels = Pixels(reader.shape) if reader.picture else None
+        wide = self.pixels.size if self.pixels is not None else reader.size
+        self.body = perceptron((wide, *hidden, 1), activation, layer_norm=layer_norm)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        return self.body(observation if self.pixels is None else self.pixels(observation))[:, 0]
+
+
+class Normalised(nn.Module):
+    """A network that reads observations in the units of a policy's normaliser, which stays the policy's."""
+
+    def __init__(self, network: nn.Module, normaliser: Normaliser) -> None:
+        super().__init__()
+        self.network = network
+        self.units = [normaliser]  # in a list: shared, not owned
+
+    def forward(self, observation: Tensor, *rest: Tensor) -> Tensor:
+        return self.network(self.units[0](observation), *rest)
