@@ -9,9 +9,10 @@ from __future__ import annotations
 import copy
 import json
 import math
+import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -269,6 +270,8 @@ class World:
             },
         }
         found = common | by_loop[method.loop]
+        if method.key == "dqn":
+            found["target_every"] = 2
         if method.key == "a2c":
             found |= {"minibatch_size": 0, "epochs": 1}
         return found | changes
@@ -351,6 +354,19 @@ def program_of(key: str, options: Mapping[str, Any], out: Path) -> Any:
     run = Run.create(discovery.load(key).key, config)
     prepare(config)
     return build(discovery.load(key), config, run)
+
+
+def another(name: str, kind: Any, default: Any) -> Any:
+    """A value of an option that is not its default, made up from the type."""
+    if typing.get_origin(kind) is Literal:
+        return next(value for value in typing.get_args(kind) if value != default)
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, int):
+        return default + 1
+    if isinstance(default, float):
+        return default * 0.5 if default else 0.3
+    raise AssertionError(f"give {name} another value in VALUES")
 
 
 def snapshot(module: torch.nn.Module) -> dict[str, Tensor]:

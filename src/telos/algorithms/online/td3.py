@@ -17,6 +17,7 @@ import torch
 from telos.algorithms.actor_critic import Agent, Update
 from telos.algorithms.online._loop_off_policy import OffPolicyConfig
 from telos.core.config import require
+from telos.core.errors import UsageError
 from telos.core.method import Method
 from telos.data.transitions import Transitions
 from telos.functional.reduction import Losses
@@ -40,6 +41,8 @@ class Config(OffPolicyConfig):
         super().__post_init__()
         require(self, ">= 1", "critics", "policy_delay")
         require(self, ">= 0", "target_noise", "target_noise_clip", "exploration_noise", "actor_learning_rate")
+        if not self.target_noise and self.target_noise_clip != Config.__dataclass_fields__["target_noise_clip"].default:
+            raise UsageError("--target_noise_clip has no effect while --target_noise is 0")
 
 
 def build(config: Config, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> Agent:
