@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing torch"
 	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt torch==$$(sed -n 's/^torch==//p' constraints.txt)
 	@echo "installing telos and what it needs"
-	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[metrics,test,dev]'
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[mujoco,data,metrics,test,dev]'
 	@touch $@
 
 run: setup ## the whole path on bundled data: SFT, reward model, DPO, PPO, and a report (about 4 minutes on 2 cores)

@@ -14,6 +14,7 @@ beginning its episode anew and repeating the actions since: this is how a run wi
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -154,7 +155,7 @@ class Driver:
         return outcome, episodes
 
     def _check(self, outcome: Outcome) -> None:
-        if not np.isfinite(outcome.reward).all():
+        if not math.isfinite(outcome.reward.sum()) and not np.isfinite(outcome.reward).all():
             i = int(np.flatnonzero(~np.isfinite(outcome.reward))[0])
             place = f"copy {i}, step {int(self.length[i]) + 1} of its episode {int(self.number[i])}"
             raise Failure(f"{self.environments.name}: the reward is {outcome.reward[i]} ({place})")
@@ -163,10 +164,16 @@ class Driver:
     # -- continuing -----------------------------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"number": self.number, "total": self.total, "length": self.length, "steps": self.steps}
+        state: dict[str, Any] = {
+            "number": self.number.copy(),
+            "total": self.total.copy(),
+            "length": self.length.copy(),
+            "steps": self.steps,
+            "observation": copied(self.observation),
+        }
         if self._replays:
             return state | {"actions": [np.stack(kept) if kept else None for kept in self._actions]}
-        return state | {"environments": self.environments.state(), "observation": self.observation}
+        return state | {"environments": self.environments.state()}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Raises `Failure` when an environment does not come back to where it was: it is not deterministic given its seed and actions."""
@@ -174,12 +181,12 @@ class Driver:
         self.total, self.length = np.array(state["total"]), np.array(state["length"])
         if "actions" not in state:
             self.environments.load(state["environments"])
-            self.observation = state["observation"]
+            self.observation = copied(state["observation"])
             return
         self._actions = [[] if kept is None else list(kept) for kept in state["actions"]]
-        self.observation = self._repeat()
+        self.observation = self._repeat(state["observation"])
 
-    def _repeat(self) -> Observation:
+    def _repeat(self, expected: Observation) -> Observation:
         """Brings every copy to where its actions lead. Copies whose episodes are shorter begin later, so that all arrive together: an action before a
         copy has begun is the first of its own."""
         n = self.environments.count
@@ -206,18 +213,22 @@ class Driver:
         if fresh and longest:
             put(observation, fresh, self._begin(fresh))
             totals[fresh] = 0.0
-        if not np.array_equal(totals, self.total):
-            i = int(np.flatnonzero(totals != self.total)[0])
+        pairs = zip(observation.values(), expected.values()) if isinstance(observation, dict) else [(observation, expected)]  # type: ignore[union-attr]
+        apart = totals != self.total
+        for one, other in pairs:
+            apart |= (one != other).reshape(n, -1).any(1)  # type: ignore[union-attr]
+        if apart.any():
             raise Failure(
-                f"{self.environments.name} cannot be continued: repeating the actions of copy {i}'s episode gives the return {totals[i]!r}, and it was "
-                f"{self.total[i]!r}. The environment is not deterministic given its seed (env.reset(seed=…)) and actions; start the run anew"
+                f"{self.environments.name} cannot be continued: repeating the actions of copy {int(np.flatnonzero(apart)[0])}'s episode leads elsewhere. "
+                "The environment is not deterministic given its seed (env.reset(seed=…)) and actions; start the run anew"
             )
         return observation
 
 
 def _check_finite(name: str, observation: Observation, when: str, length: np.ndarray | None = None) -> None:
     for key, value in observation.items() if isinstance(observation, dict) else [("", observation)]:
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
+        # A sum is finite unless an entry is not (or it overflows): entries are looked at only then.
+        if value.dtype.kind == "f" and not math.isfinite(value.sum()) and not np.isfinite(value).all():
             bad = np.argwhere(~np.isfinite(value))[0]
             place = f"{when} (copy {bad[0]}" + (f", step {int(length[bad[0]]) + 1} of its episode)" if length is not None else ")")
             raise Failure(f"{name}: entry {bad[1:].tolist()} of the observation{' ' + key if key else ''} is {value[tuple(bad)]} {place}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,8 +17,20 @@ from telos.core.errors import UsageError, did_you_mean
 from telos.environments.base import Environments
 from telos.environments.gym import GymEnvironments
 
-# id → (module, class) of the batched form, whose constructor takes (count, **options). Imported only when used.
-BATCHED: dict[str, tuple[str, str]] = {}
+# Module → the ids that it makes as arrays, by its `ENVIRONMENTS[id](count, **options)`. Imported only when used.
+_MODULES: dict[str, tuple[str, ...]] = {
+    "classic": ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1"),
+    "mujoco_tasks": (
+        *("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Swimmer-v5", "Humanoid-v5"),
+        *("InvertedPendulum-v5", "InvertedDoublePendulum-v5", "Reacher-v5"),
+    ),
+    "tabular": (
+        *("telos/Chain-v0", "telos/RiverSwim-v0", "telos/FourRooms-v0", "telos/Cliff-v0", "telos/Lock-v0"),
+        *("telos/Random-v0", "telos/Garnet-v0"),
+    ),
+    "maze": ("telos/PointMazeU-v0", "telos/PointMazeMedium-v0", "telos/PointMazeLarge-v0"),
+}
+BATCHED = {env: f"telos.environments.{module}" for module, ids in _MODULES.items() for env in ids}
 
 
 def make_environments(
@@ -30,12 +43,15 @@ def make_environments(
     if not env:
         raise UsageError("--env is missing: give a Gymnasium id (CartPole-v1), or file.py:Class or module:Class for your own")
     given = dict(options or {})
-    if batched and not render and env in BATCHED:
-        module, name = BATCHED[env]
+    if env in BATCHED and ((batched and not render) or env.startswith("telos/")):
+        make = importlib.import_module(BATCHED[env]).ENVIRONMENTS[env]
+        if render:
+            raise UsageError(f"--env {env} has no pictures")
         try:
-            return getattr(importlib.import_module(module), name)(count, **given)
+            inspect.signature(make).bind(count, **given)
         except TypeError as error:
-            raise UsageError(f"--env_options: {env} does not take them: {error}") from None
+            raise UsageError(f"--env_options: {env}: {error}") from None
+        return make(count, **given)
     if render:
         given["render_mode"] = "rgb_array"
     if _names_a_class(env):
@@ -54,7 +70,7 @@ def _make_registered(env: str, options: Mapping[str, Any]) -> gymnasium.Env:
     try:
         return gymnasium.make(env, disable_env_checker=True, **options)
     except gymnasium.error.UnregisteredEnv:
-        known = sorted(gymnasium.registry)
+        known = sorted({*gymnasium.registry, *BATCHED})
         raise UsageError(
             f"--env {env}: Gymnasium knows no such environment{did_you_mean(env, known)}; for your own give file.py:Class or module:Class"
         ) from None
