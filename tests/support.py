@@ -231,6 +231,32 @@ class Reach(gymnasium.Env):
 DISCRETE = {"dqn"}
 
 
+def make_steps(folder: Path, env: str, continuous: bool, episodes: int = 12) -> str:
+    """A file in D4RL's layout of random episodes in the tiny environment."""
+    import h5py
+    import numpy as np
+
+    from telos.environments.base import Driver
+    from telos.environments.registry import make_environments
+
+    environments = make_environments(env, 1, options={"continuous": continuous})
+    driver = Driver(environments, 5)
+    draws = np.random.default_rng(3)
+    rows: dict[str, list[Any]] = {name: [] for name in ("observations", "next_observations", "actions", "rewards", "terminals", "timeouts")}
+    while driver.number[0] < episodes:
+        action = draws.uniform(-1, 1, (1, 1)).astype(np.float32) if continuous else draws.integers(0, 3, 1)
+        before = driver.observation
+        outcome, _ = driver.step(action)
+        found = (before, outcome.observation, action, outcome.reward, outcome.terminated, outcome.truncated)
+        for name, value in zip(rows, found, strict=True):
+            rows[name].append(value[0])
+    path = folder / f"steps-{'continuous' if continuous else 'discrete'}.hdf5"
+    with h5py.File(path, "w") as file:
+        for name, values in rows.items():
+            file[name] = np.stack(values)
+    return str(path)
+
+
 class World:
     """The tiny files that runs need, by name."""
 
@@ -241,6 +267,9 @@ class World:
         self.encoder_decoder = str(make_encoder_decoder(root / "encoder-decoder"))
         self.chat_model = str(make_model(root / "chat-model", chat=True))
         (root / "tiny_env.py").write_text(ENVIRONMENT_FILE, encoding="utf-8")
+        (root / "few").mkdir()
+        self.few_steps = make_steps(root / "few", f"{root / 'tiny_env.py'}:Reach", True, episodes=5)
+        self.steps = {kind: make_steps(root, f"{root / 'tiny_env.py'}:Reach", kind) for kind in (True, False)}
         self.reward_model = str(make_reward_model(root / "reward-model"))
         self.reward, self.brevity = make_reward(root), make_reward(root, "brevity")
         self.data = make_data(root / "data")
@@ -269,6 +298,9 @@ class World:
                 "replay_size": 40,
             },
         }
+        by_loop["offline"] = {"updates": 12, "iteration_updates": 4, "batch_size": 8, "data": self.steps[method.key not in DISCRETE]}
+        if method.loop == "offline":
+            del common["num_envs"]
         found = common | by_loop[method.loop]
         if method.key == "dqn":
             found["target_every"] = 2

@@ -31,6 +31,7 @@ NEEDS = {  # what a loop offers beside the policy
     "process": set(),
     "on-policy": set(),
     "off-policy": set(),
+    "offline": {"next-action", "returns"},
 }
 FUNCTIONS = {  # what a loop calls
     "supervised": {"loss"},
@@ -46,6 +47,7 @@ FUNCTIONS = {  # what a loop calls
     "process": {"loss"},
     "on-policy": {"loss", "estimate"},
     "off-policy": {"build", "updates", "explore"},
+    "offline": {"build", "updates"},
 }
 SOURCES = Path(telos.__file__).parent
 
@@ -129,6 +131,13 @@ def attributes_read() -> set[str]:
                 base = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
                 if base in {"config", "c"} or base.endswith("_config"):
                     found.add(node.attr)
+            if isinstance(node, ast.ClassDef) and node.name.endswith(
+                "Config"
+            ):  # what its properties make of its options; a check is no use
+                uses = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name != "__post_init__"]
+                found |= {
+                    n.attr for part in uses for n in ast.walk(part) if isinstance(n, ast.Attribute) and getattr(n.value, "id", "") == "self"
+                }
     return found
 
 

@@ -26,22 +26,31 @@ from telos.models.policies import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActorCriticConfig(OptimiserConfig):
+class StoredStepsConfig(OptimiserConfig):
     """Options of learning from stored steps."""
 
     batch_size: int = 256  # steps in one gradient step
     learning_rate: float = 3e-4  # peak, of every network without an option of its own
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up, down to zero at the last gradient step
     max_grad_norm: float = 0.0  # gradients are scaled down to this global norm; 0 = never
-    gamma: float = 0.99  # discount a step
-    tau: float = 0.005  # share of a network that its target takes on, (0, 1]
     hidden: tuple[int, ...] = (256, 256)  # widths of the hidden layers, of each network
     activation: Activation = "relu"  # between the layers
-    layer_norm: bool = False  # in the hidden layers of critics
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, ">= 1", "batch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorCriticConfig(StoredStepsConfig):
+    """Options of learning values from stored steps."""
+
+    gamma: float = 0.99  # discount a step
+    tau: float = 0.005  # share of a network that its target takes on, (0, 1]
+    layer_norm: bool = False  # in the hidden layers of critics
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         require(self, ">= 0 and <= 1", "gamma")
         require(self, "> 0 and <= 1", "tau")
 
@@ -65,11 +74,12 @@ class Agent(nn.Module):
     def follow(self, share: float, names: Sequence[str] | None = None) -> None:
         """Targets take on `share` of their networks' weights."""
         for name in self.targets if names is None else names:
-            slow, fast = list(self.targets[name].parameters()), list(self[name].parameters())
+            slow: Any = list(self.targets[name].parameters())
+            fast: Any = list(self[name].parameters())
             if share == 1.0:
-                torch._foreach_copy_(slow, fast)
+                torch._foreach_copy_(slow, fast)  # type: ignore[reportPrivateImportUsage]
             else:
-                torch._foreach_lerp_(slow, fast, share)
+                torch._foreach_lerp_(slow, fast, share)  # type: ignore[reportPrivateImportUsage]
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,7 @@ class Scalar(nn.Module):
 class Improver:
     """Takes a method's updates, in their order, and counts."""
 
-    def __init__(self, method: Method, config: ActorCriticConfig, agent: Agent, improvements: int, backend: Backend) -> None:
+    def __init__(self, method: Method, config: StoredStepsConfig, agent: Agent, improvements: int, backend: Backend) -> None:
         assert method.updates is not None
         self.config, self.agent = config, agent
         self.updates: tuple[Update, ...] = method.updates(config)
@@ -139,12 +149,16 @@ class Improver:
                     **means(result["metrics"]),
                 }
             if update.followed and (self.done + 1) % update.follow_every == 0:
-                self.agent.follow(self.config.tau, update.followed)
+                self._follow(update.followed)
         if rest := [name for name in self.agent.targets if name not in self.followed]:
-            self.agent.follow(self.config.tau, rest)
+            self._follow(rest)
         self.done += 1
         metrics.pop("priority", None)
         return metrics, torch.cat(priorities) if priorities else None
+
+    def _follow(self, names: Sequence[str]) -> None:
+        assert isinstance(self.config, ActorCriticConfig)
+        self.agent.follow(self.config.tau, names)
 
     def state(self) -> dict[str, Any]:
         return {

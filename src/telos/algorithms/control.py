@@ -19,22 +19,32 @@ from telos.models.policies import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlConfig(RunConfig):
-    """Environment and length: the same names in every method of control."""
+class EnvironmentConfig(RunConfig):
+    """The environment: the same names in every method of control."""
 
-    env: str = ""  # Gymnasium id, or file.py:Class or module:Class for one's own
+    env: str = ""  # Gymnasium id, or file.py:Class or module:Class for one's own; offline: default is the one that the data name
     env_options: tuple[str, ...] = ()  # name=value for the environment's constructor
-    num_envs: int = 1  # copies that are stepped together
-    total_steps: int = 100_000  # environment steps of the run, over all copies
     threads: int = 1  # CPU threads of torch: more than one slow networks of control's size down; 0 = as many as there are cores
     eval_every: int = 0  # iterations between evaluations; 0 = only at the end
     eval_episodes: int = 10  # episodes of an evaluation, with the most probable actions
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, ">= 1", "num_envs", "total_steps", "eval_episodes")
+        require(self, ">= 1", "eval_episodes")
         require(self, ">= 0", "eval_every")
         options_of(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlConfig(EnvironmentConfig):
+    """Length and width of learning in an environment."""
+
+    num_envs: int = 1  # copies that are stepped together
+    total_steps: int = 100_000  # environment steps of the run, over all copies
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, ">= 1", "num_envs", "total_steps")
 
     @property
     def steps_an_iteration(self) -> int:
@@ -46,7 +56,7 @@ class ControlConfig(RunConfig):
         return math.ceil(self.total_steps / self.steps_an_iteration)
 
 
-def options_of(config: ControlConfig) -> dict[str, Any]:
+def options_of(config: EnvironmentConfig) -> dict[str, Any]:
     """`--env_options` as keywords. Raises `UsageError` for what is not name=value."""
     import yaml
 
@@ -64,8 +74,9 @@ def device_of(config: RunConfig) -> torch.device:
     return torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else config.device.replace("auto", "cpu"))
 
 
-def open_environments(config: ControlConfig, count: int | None = None) -> Environments:
-    return make_environments(config.env, config.num_envs if count is None else count, options=options_of(config))
+def open_environments(config: EnvironmentConfig, count: int, env: str | None = None) -> Environments:
+    """`count` copies of the environment that the options name, or of `env`."""
+    return make_environments(config.env if env is None else env, count, options=options_of(config))
 
 
 def evaluate(

@@ -26,7 +26,7 @@ class OptimiserConfig(RunConfig):
     learning_rate: float = 1e-5  # peak
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"  # after the warm-up, down to zero at the last step
     warmup_steps: int = 0  # steps over which the learning rate rises from zero
-    weight_decay: float = 0.0  # decoupled
+    weight_decay: float = 0.0  # share of a weight that each step takes away, over the learning rate; >= 0
     adam_beta1: float = 0.9  # decay of the gradient's mean
     adam_beta2: float = 0.999  # decay of the gradient's square
     adam_epsilon: float = 1e-8  # added to the root of the gradient's square, > 0

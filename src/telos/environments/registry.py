@@ -80,7 +80,7 @@ def _make_registered(env: str, options: Mapping[str, Any]) -> gymnasium.Env:
         raise UsageError(f"--env {env}: {error}") from None
 
 
-def _class_of(env: str) -> Callable[..., gymnasium.Env]:
+def _class_of(env: str) -> Callable[..., Any]:
     place, _, name = env.rpartition(":")
     if place.endswith(".py"):
         path = Path(place)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
+from gymnasium.spaces import Box
 from torch import Tensor, nn
 
+from telos.core.errors import UsageError
 from telos.models.networks import Activation, Normaliser, Pixels, ensemble, perceptron
 from telos.models.observations import Reader
+from telos.models.policies import Policy
 
 
 class ActionValues(nn.Module):
@@ -60,3 +65,29 @@ class Normalised(nn.Module):
 
     def forward(self, observation: Tensor, *rest: Tensor) -> Tensor:
         return self.network(self.units[0](observation), *rest)
+
+
+class HasHidden(Protocol):
+    """The options that say what a critic looks like."""
+
+    @property
+    def hidden(self) -> tuple[int, ...]: ...
+    @property
+    def activation(self) -> Activation: ...
+    @property
+    def layer_norm(self) -> bool: ...
+
+
+def in_units(policy: Policy, network: nn.Module) -> nn.Module:
+    """The network itself, or reading observations in the units of the policy's normaliser where it has one."""
+    return network if policy.normaliser is None else Normalised(network, policy.normaliser)
+
+
+def action_values(policy: Policy, config: HasHidden, members: int = 2) -> nn.Module:
+    """Critics [E, B] of continuous actions, for a policy's observations in its units."""
+    if not isinstance(policy.action_space, Box):
+        raise UsageError(f"this method acts in continuous spaces (Box); the environment's actions are {policy.action_space}")
+    critic = ActionValues(
+        policy.reader, policy.action_size, config.hidden, members=members, activation=config.activation, layer_norm=config.layer_norm
+    )
+    return in_units(policy, critic)

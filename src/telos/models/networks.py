@@ -49,7 +49,7 @@ class Pixels(nn.Module):
         for out, kernel, stride in plan:
             conv = nn.Conv2d(channels, out, kernel, stride)
             nn.init.orthogonal_(conv.weight, math.sqrt(2))
-            nn.init.zeros_(conv.bias)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
             layers += [conv, nn.ReLU()]
             channels = out
         self.convolutions = nn.Sequential(*layers, nn.Flatten())
@@ -91,6 +91,10 @@ class Normaliser(nn.Module):
 
     The statistics are float64 buffers, so that they are saved with the network; Chan et al.'s parallel update makes them independent of how data are cut.
     """
+
+    count: Tensor
+    mean: Tensor
+    m2: Tensor
 
     def __init__(self, size: int) -> None:
         super().__init__()

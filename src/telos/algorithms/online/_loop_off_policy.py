@@ -71,7 +71,7 @@ class Program:
         self.method, self.config, self.run = method, config, run
         self.last_batch: Mapping[str, Any] = {}
         self.device = device_of(config)
-        environments = open_environments(config)
+        environments = open_environments(config, config.num_envs)
         assert method.build is not None
         self.agent: Agent = method.build(config, environments.observation_space, environments.action_space).to(self.device)
         self.policy = self.agent.policy

@@ -113,7 +113,7 @@ class Program:
         self.method, self.config, self.run = method, config, run
         self.last_batch: Mapping[str, Any] = {}
         self.device = device_of(config)
-        environments = open_environments(config)
+        environments = open_environments(config, config.num_envs)
         shape = Shape(
             kind="stochastic",
             hidden=config.hidden,

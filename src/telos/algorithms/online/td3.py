@@ -22,7 +22,7 @@ from telos.core.method import Method
 from telos.data.transitions import Transitions
 from telos.functional.reduction import Losses
 from telos.functional.values import squared
-from telos.models.critics import ActionValues
+from telos.models.critics import action_values
 from telos.models.policies import Policy, Shape
 
 
@@ -47,9 +47,7 @@ class Config(OffPolicyConfig):
 
 def build(config: Config, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> Agent:
     policy = Policy(observation_space, action_space, Shape("deterministic", config.hidden, config.activation, orthogonal=False))
-    critic = ActionValues(
-        policy.reader, policy.action_size, config.hidden, members=config.critics, activation=config.activation, layer_norm=config.layer_norm
-    )
+    critic = action_values(policy, config, config.critics)
     return Agent(policy, {"critic": critic}, targets=("policy", "critic"))
 
 

@@ -1,0 +1,1 @@
+"""Reinforcement learning and imitation from data alone: no environment answers while they learn."""

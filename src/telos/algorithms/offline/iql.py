@@ -1,0 +1,100 @@
+"""Implicit Q-learning: values that never ask for an action outside the data.
+
+    value    L_τ(min_j Q̄_j(s, a) − V(s)),   L_τ(u) = |τ − 1(u < 0)| u²                                  (Kostrikov et al. 2022, eq. 5)
+    critics  (Q_i(s, a) − r − γ V(s′))²                                                              (eq. 6)
+    policy   −exp(β (min_j Q̄_j(s, a) − V(s))) log π(a|s),   the weight bounded                                    (eq. 7)
+
+The policy is a Gaussian whose deviation does not depend on the state, as in the authors' code. Its mean is squashed by tanh there; here it is not, and
+actions are clipped to their bounds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gymnasium
+import torch
+
+from telos.algorithms.actor_critic import Agent, Update
+from telos.algorithms.offline._loop_offline import OfflineConfig
+from telos.core.config import require
+from telos.core.method import Method
+from telos.data.transitions import Transitions
+from telos.functional.reduction import Losses
+from telos.functional.values import expectile, squared
+from telos.models.critics import StateValues, action_values, in_units
+from telos.models.policies import Policy, Shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(OfflineConfig):
+    """Options of IQL."""
+
+    expectile: float = 0.7  # τ in (0, 1): 0.5 is the mean of the data's values, 1 their largest (paper: 0.7, 0.9 on mazes)
+    beta: float = 3.0  # inverse temperature of the policy's weights, >= 0 (paper: 3, 10 on mazes)
+    max_weight: float = 100.0  # bound on a step's weight, > 0 (paper: 100)
+    log_std_init: float = 0.0  # log of the Gaussian's deviation at the start, for continuous actions
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "> 0 and < 1", "expectile")
+        require(self, ">= 0", "beta")
+        require(self, "> 0", "max_weight")
+
+
+def build(config: Config, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> Agent:
+    shape = Shape(
+        "stochastic",
+        config.hidden,
+        config.activation,
+        orthogonal=False,
+        normalise=config.normalize_observations,
+        log_std_init=config.log_std_init,
+    )
+    policy = Policy(observation_space, action_space, shape)
+    value = StateValues(policy.reader, config.hidden, activation=config.activation, layer_norm=config.layer_norm)
+    return Agent(policy, {"critic": action_values(policy, config), "value": in_units(policy, value)}, targets=("critic",))
+
+
+def value_loss(config: Config, agent: Agent, batch: Transitions, generator: torch.Generator) -> Losses:
+    with torch.no_grad():
+        best = agent.target("critic")(batch.observation, batch.action).amin(0)
+    value = agent["value"](batch.observation)
+    return Losses(expectile(best - value, config.expectile), metrics={"value": value, "advantage": best - value})
+
+
+def critic_loss(config: Config, agent: Agent, batch: Transitions, generator: torch.Generator) -> Losses:
+    with torch.no_grad():
+        target = batch.reward + batch.discount * agent["value"](batch.next_observation)
+    values = agent["critic"](batch.observation, batch.action)
+    return Losses(squared(values, target, batch.weight), metrics={"critic/value": values[0]})
+
+
+def actor_loss(config: Config, agent: Agent, batch: Transitions, generator: torch.Generator) -> Losses:
+    with torch.no_grad():
+        advantage = agent.target("critic")(batch.observation, batch.action).amin(0) - agent["value"](batch.observation)
+        weight = (config.beta * advantage).exp().clamp(max=config.max_weight)
+    logprob = agent.policy.distribution(batch.observation).log_prob(batch.action)
+    return Losses(-weight * logprob, metrics={"actor/weight": weight})
+
+
+def updates(config: Config) -> tuple[Update, ...]:
+    return (
+        Update("value", ("value",), value_loss),
+        Update("actor", ("policy",), actor_loss),
+        Update("critic", ("critic",), critic_loss, followed=("critic",)),
+    )
+
+
+METHOD = Method(
+    key="iql",
+    title="Implicit Q-Learning",
+    family="offline",
+    loop="offline",
+    changes="takes an upper expectile over the data's actions where Q-learning takes the largest value of all",
+    paper="Kostrikov et al. 2022, Offline Reinforcement Learning with Implicit Q-Learning, arXiv:2110.06169",
+    config=Config,
+    build=build,
+    updates=updates,
+    aliases=("implicit-q-learning",),
+)

@@ -1,0 +1,83 @@
+"""Natural gradients: directions in which a policy changes fastest for the distance that it moves, and steps of a given distance along them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def conjugate_gradient(product: Callable[[Tensor], Tensor], target: Tensor, iterations: int = 10, tolerance: float = 1e-10) -> Tensor:
+    """x with A x = target for a symmetric positive matrix that is known by its products, [P]; at most `iterations` of them, fewer when the squared residual
+    falls below `tolerance`."""
+    x, residual = torch.zeros_like(target), target.clone()
+    direction, size = residual.clone(), residual @ residual
+    for _ in range(iterations):
+        if size < tolerance:
+            break
+        image = product(direction)
+        length = size / (direction @ image)
+        x = x + length * direction
+        residual = residual - length * image
+        following = residual @ residual
+        direction = residual + (following / size) * direction
+        size = following
+    return x
+
+
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+@torch.no_grad()
+def add_to(parameters: Sequence[Tensor], change: Tensor, scale: float = 1.0) -> None:
+    """Adds `scale` times parts of `change` [P] to the parameters, in their order."""
+    place = 0
+    for parameter in parameters:
+        size = parameter.numel()
+        parameter.add_(change[place : place + size].view_as(parameter), alpha=scale)
+        place += size
+
+
+def fisher_product(kl: Tensor, parameters: Sequence[Tensor], damping: float) -> Callable[[Tensor], Tensor]:
+    """v → (H + damping) v with H the Hessian of a mean KL divergence at its minimum, which there is the Fisher matrix."""
+    slope = flat(torch.autograd.grad(kl, parameters, create_graph=True))
+
+    def product(vector: Tensor) -> Tensor:
+        return flat(torch.autograd.grad(slope @ vector, parameters, retain_graph=True)).detach() + damping * vector
+
+    return product
+
+
+@dataclass(frozen=True)
+class Searched:
+    """How a line search ended: the share of the full step that was taken (0: none), and surrogate gain and KL there."""
+
+    share: float
+    gain: float
+    kl: float
+
+
+def line_search(
+    parameters: Sequence[Tensor],
+    step: Tensor,
+    gain_and_kl: Callable[[], tuple[float, float]],
+    limit: float,
+    *,
+    shrink: float = 0.8,
+    tries: int = 10,
+) -> Searched:
+    """Moves `parameters` by the largest of `step`, shrink · step, shrink² · step … that raises the surrogate and keeps the KL divergence within `limit`;
+    where none does they stay as they are."""
+    before, _ = gain_and_kl()
+    share = 1.0
+    for _ in range(tries):
+        add_to(parameters, step, share)
+        gain, kl = gain_and_kl()
+        if gain > before and kl <= limit:
+            return Searched(share, gain - before, kl)
+        add_to(parameters, step, -share)
+        share *= shrink
+    return Searched(0.0, 0.0, 0.0)
