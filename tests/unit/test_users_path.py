@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import telos
@@ -61,3 +62,16 @@ def test_the_bundled_model_stays_small() -> None:
     assert (folder / "model.safetensors").stat().st_size <= 12 * 2**20
     record = json.loads((folder / "training.json").read_text())
     assert {"steps", "seed", "tokens_by_source", "loss_held_out_nats"} <= record.keys()
+
+
+def test_ppo_learns_in_the_ten_line_environment_and_its_policy_acts_on_raw_observations(tmp_path: Path) -> None:
+    env = f"{ROOT / 'examples' / 'own_environment.py'}:Hover"
+    sizes = {"num_envs": 8, "rollout_steps": 128, "epochs": 5, "minibatch_size": 256, "learning_rate": 3e-3, "total_steps": 30_000}
+    run = telos.train("ppo", env=env, out=str(tmp_path / "run"), **sizes)
+    rows = run.metrics()
+    assert rows[0]["episode/return"] < -30
+    assert run.facts["evaluation"]["evaluation/return"] > -15
+    policy = telos.load(run.path)
+    up, _ = policy.predict(np.array([-1.0, 0.0], np.float32))
+    down, _ = policy.predict(np.array([1.0, 0.0], np.float32))
+    assert up[0] > 0 > down[0]

@@ -6,6 +6,7 @@ depends on the sources and records alone (no clock, no machine, no installed pac
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import json
@@ -120,10 +121,19 @@ def with_methods(readme: str) -> str:
         raise UsageError(f"README.md has lost the markers {_BEGIN} and {_END}; put them back around the table of methods")
     entries = status.entries()
     counts = Counter(entry.status for entry in entries if entry.system is not None)
-    verdicts = {entry.card.key: entry.status for entry in entries if entry.card is not None}
-    rows = [[f"[`{c.key}`](docs/options.md#{c.key})", c.title, c.changes, verdicts[c.key]] for c in _own_cards()]
-    table = _table(["method", "", "what it changes", "status"], rows)
+    by_loop: dict[tuple[str, str], list[str]] = {}
+    for card in _own_cards():
+        by_loop.setdefault((card.family, card.loop), []).append(f"[`{card.key}`](docs/options.md#{card.key})")
+    rows = [[_loop_title(*place), " ".join(keys)] for place, keys in sorted(by_loop.items())]
+    table = _table(["how they learn", "methods"], rows)
     return f"{before}{_BEGIN}\n{table}\n\nOf the {counts.total()} systems: {_counted(counts)}.\n{_END}{after}"
+
+
+def _loop_title(family: str, loop: str) -> str:
+    """What a loop's file says it is: its docstring up to the first colon or stop."""
+    path = _ROOT / "src" / "telos" / "algorithms" / family / f"_loop_{loop.replace('-', '_')}.py"
+    first = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or loop).splitlines()[0]
+    return first.partition(":")[0].partition(". ")[0].rstrip(".")
 
 
 # Options ---------------------------------------------------------------------------------------------------------------------------------

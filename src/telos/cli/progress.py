@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 # In the order in which they are shown; the first that a run logs are taken.
 WATCHED = (
+    "episode/return",
+    "evaluation/return",
+    "evaluation/success",
     "loss",
     "reward",
     "reward/kept",
@@ -34,6 +37,8 @@ WATCHED = (
     "rewards/invalid",
     "clip_ratio/high",
     "grad_norm",
+    "loss/critic",
+    "loss/actor",
 )
 _SHOWN = 6  # numbers beside the bar
 _AVERAGED = 10  # values in the mean beside the last one

@@ -113,7 +113,7 @@ def run_program(program: Program, run: Run, config: RunConfig, *, callbacks: Seq
         )
 
     try:
-        run.describe(status="running")
+        run.describe(status="running", steps=config.program_steps)
         with _Stop() as stop:
             for index in range(first, config.program_steps):
                 began = time.perf_counter()

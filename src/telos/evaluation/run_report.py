@@ -29,6 +29,9 @@ _ANSWERS = 4  # answers to each that are shown
 
 # (title, unit of the axis, metrics or, ending in '/', their beginning), in the order of the report.
 _GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("Return", "Sum of an episode's rewards", ("episode/return", "evaluation/return")),
+    ("Episode length", "Steps", ("episode/length", "evaluation/length")),
+    ("Success", "Share of episodes", ("episode/success", "evaluation/success", "episode/is_success", "evaluation/is_success")),
     ("Loss", "Loss", ("loss", "loss/")),
     ("Reward", "Reward", ("reward", "reward_std", "reward/")),
     ("KL", "Nats per answer", ("kl",)),
@@ -41,9 +44,13 @@ _GROUPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Answers cut off", "Share of answers", ("completions/clipped_ratio",)),
     ("Clipped ratios", "Share of tokens", ("clip_ratio/",)),
     ("Critic", "Value", ("critic/",)),
-    ("Gradient norm", "Norm before clipping", ("grad_norm",)),
+    ("Gradient norm", "Norm before clipping", ("grad_norm", "grad_norm/")),
     ("Learning rate", "Learning rate", ("learning_rate",)),
 )
+
+
+# They only count on, and are axes rather than curves.
+_COUNTERS = ("environment_steps", "improvements", "optimiser_steps", "episode/count", "evaluation/count")
 
 
 @dataclass(frozen=True)
@@ -61,13 +68,18 @@ class Record:
         return self.path.resolve().name
 
     @property
+    def axis(self) -> str:
+        """What curves run over: environment steps where they are counted, else the run's own."""
+        return "environment_steps" if any("environment_steps" in row for row in self.rows) else "step"
+
+    @property
     def metrics(self) -> list[str]:
         """Names of what was logged, in order of first appearance."""
         return [name for name in dict.fromkeys(name for row in self.rows for name in row) if name != "step"]
 
     def series(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """(steps, values) of a metric where it was logged, values that are not finite included."""
-        found = [(row["step"], row[metric]) for row in self.rows if isinstance(row.get(metric), (int, float))]
+        found = [(row.get(self.axis, row["step"]), row[metric]) for row in self.rows if isinstance(row.get(metric), (int, float))]
         steps, values = zip(*found, strict=True) if found else ((), ())
         return np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
 
@@ -96,7 +108,7 @@ def grouped(metrics: Sequence[str]) -> list[tuple[str, str, list[str]]]:
 
     Metrics that belong to no group come last, one picture for each first word.
     """
-    rest = {name: name.removeprefix(HELD_OUT) for name in metrics if not name.startswith("time/")}
+    rest = {name: name.removeprefix(HELD_OUT) for name in metrics if not name.startswith("time/") and name not in _COUNTERS}
     found = []
     for title, axis, wanted in _GROUPS:
         names = [name for name, plain in rest.items() if any(plain == w or (w.endswith("/") and plain.startswith(w)) for w in wanted)]
@@ -152,6 +164,9 @@ def build(record: Record) -> Report:
         report.warning(text + (f" ({times} times)" if times > 1 else ""))
     _curves(report, record)
     _final(report, record)
+    if evaluation := facts.get("evaluation"):
+        rows = [[name.removeprefix("evaluation/"), value] for name, value in evaluation.items()]
+        report.heading("Evaluation").table("The trained policy, by its most probable actions", ["what", "value"], rows)
     if plan := facts.get("plan"):
         report.heading("Sizes").table("Which size is which", ["what", "size"], [[name, value] for name, value in plan.items()])
     _data(report, facts)
@@ -169,9 +184,9 @@ def build(record: Record) -> Report:
 def _summary(record: Record) -> Iterator[str]:
     facts, options = record.facts, record.options
     steps = record.rows[-1]["step"] if record.rows else 0
-    given = [f"{name} {options[name]}" for name in ("model", "data", "reward", "seed") if options.get(name) not in (None, "")]
+    given = [f"{name} {options[name]}" for name in ("model", "env", "data", "reward", "seed") if options.get(name) not in (None, "")]
     yield (
-        f"{facts.get('method', 'run')} on {', '.join(given)}: {steps} of {options.get('steps', '?')} steps."
+        f"{facts.get('method', 'run')} on {', '.join(given)}: {steps} of {facts.get('steps', '?')} steps."
         if given
         else f"{steps} steps logged."
     )
@@ -197,11 +212,12 @@ def _curves(report: Report, record: Record) -> None:
         averaged = any(
             len(np.asarray(curve.x)) < len(record.series(name)[0]) - left_out for name, curve, left_out in drawn if curve is not None
         )
-        caption = f"{title} by step" + ("; lines are means over stretches of steps, shades their range" if averaged else "")
+        over = "Environment steps" if record.axis == "environment_steps" else "Step"
+        caption = f"{title} by {over.lower()}" + ("; lines are means over stretches of steps, shades their range" if averaged else "")
         bad = {name: left_out for name, _, left_out in drawn if left_out}
         caption += "".join(f"; {count} values of {name} are not finite and not drawn" for name, count in bad.items())
         spoken = ", ".join(f"{curve.name} from {np.asarray(curve.y)[0]:.4g} to {np.asarray(curve.y)[-1]:.4g}" for curve in curves)
-        report.picture(title, learning_curves(curves, axis, "Step"), caption + ".", f"{title} by step: {spoken}.")
+        report.picture(title, learning_curves(curves, axis, over), caption + ".", f"{title} by {over.lower()}: {spoken}.")
 
 
 def _label(name: str) -> str:
