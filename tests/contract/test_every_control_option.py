@@ -25,6 +25,8 @@ SILENT = {
 VALUES: dict[str, Any] = {
     "adam_beta2": 0.5,
     "adam_epsilon": 0.1,
+    "adan_betas": [0.5, 0.5, 0.5],
+    "adan_restart": 1e-6,
     "clip_reward": 0.1,
     "clip_range_vf": 0.001,
     "epsilon_end": 0.9,
@@ -57,6 +59,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "clip_reward": {"normalize_rewards": True},
     "prioritized_correction": {"prioritized": 0.6},
     "target_kl": {"epochs": 3},
+    "adan_betas": {"optimiser": "adan"},
+    "adan_restart": {"optimiser": "adan"},
     "backtracks": {"max_kl": 5.0},
     "eval_episodes": {"eval_every": 1},
     "target_noise_clip": {"target_noise": 0.2},

@@ -66,6 +66,8 @@ VALUES: dict[str, Any] = {
     "success_above": 3.0,
     "adam_beta2": 0.5,
     "adam_epsilon": 0.1,
+    "adan_betas": [0.5, 0.5, 0.5],
+    "adan_restart": 1e-6,
     "batch_size": 5,
     "clip_range": 0.01,
     "clip_range_vf": 0.001,
@@ -227,6 +229,8 @@ class Places:
             found["baseline_share"] = {"steps": 3}
         if method.key == "rlgf":
             found |= {"switch_step": {"scheme": "d2lols"}, "guide": {"guide_share": 0.9}}
+        if name.startswith("adan_"):
+            return {"optimiser": "adan"}
         if name == "reward_weights":
             return {"reward": [self.world.reward_model, self.world.reward], **function}
         if loop in ("unpaired", "ranked"):  # so that enough rows are short enough

@@ -16,20 +16,24 @@ from telos.core.errors import UsageError
 from telos.core.loop import NotFinite
 from telos.dataflow import Role, transfer
 from telos.functional.reduction import Denominators, Losses, MetricSums, total
+from telos.models.optimisers import Adan
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserConfig(RunConfig):
-    """Options of the optimiser, AdamW."""
+    """Options of the optimiser."""
 
+    optimiser: Literal["adamw", "adan"] = "adamw"  # adan: adaptive Nesterov momentum (Xie et al. 2022)
     micro_batch_size: int = 0  # rows in one forward–backward pass; 0 = the whole batch at once; changes memory, not gradients
-    learning_rate: float = 1e-5  # peak
+    learning_rate: float = 1e-5  # its highest value in the run
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"  # after the warm-up, down to zero at the last step
     warmup_steps: int = 0  # steps over which the learning rate rises from zero
     weight_decay: float = 0.0  # share of a weight that each step takes away, over the learning rate; >= 0
     adam_beta1: float = 0.9  # decay of the gradient's mean
     adam_beta2: float = 0.999  # decay of the gradient's square
     adam_epsilon: float = 1e-8  # added to the root of the gradient's square, > 0
+    adan_betas: tuple[float, float, float] = (0.98, 0.92, 0.99)  # decays of Adan's three moments, each in [0, 1)
+    adan_restart: float = 0.0  # how far weights may move until Adan forgets its momentum, >= 0; 0 = any distance
     max_grad_norm: float = 1.0  # gradients are scaled down to this global norm; 0 = never
 
     def __post_init__(self) -> None:
@@ -37,6 +41,13 @@ class OptimiserConfig(RunConfig):
         require(self, ">= 0", "micro_batch_size", "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm")
         require(self, ">= 0 and < 1", "adam_beta1", "adam_beta2")
         require(self, "> 0", "adam_epsilon")
+        require(self, ">= 0", "adan_restart")
+        if not all(0 <= beta < 1 for beta in self.adan_betas):
+            raise UsageError(f"--adan_betas {self.adan_betas} must be >= 0 and < 1 each")
+        others = ("adan_betas", "adan_restart") if self.optimiser == "adamw" else ("adam_beta1", "adam_beta2")
+        for name in others:
+            if getattr(self, name) != OptimiserConfig.__dataclass_fields__[name].default:
+                raise UsageError(f"--{name} has no effect with --optimiser {self.optimiser}")
 
 
 def learning_rate_at(config: OptimiserConfig, step: int, steps: int) -> float:
@@ -59,6 +70,13 @@ def micro_batches(size: int, batch: Any, *rows: Tensor) -> Iterator[tuple[Any, .
         yield (batch[start : start + step], *(row[start : start + step] for row in rows))
 
 
+def optimiser_of(config: OptimiserConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    common: dict[str, Any] = {"lr": config.learning_rate, "eps": config.adam_epsilon, "weight_decay": config.weight_decay}
+    if config.optimiser == "adan":
+        return Adan(parameters, betas=config.adan_betas, restart=config.adan_restart, **common)
+    return torch.optim.AdamW(parameters, betas=(config.adam_beta1, config.adam_beta2), fused=True, **common)
+
+
 class Learner(Role):
     """Weights with an optimiser. Gradients of micro-batches and of replicas add up to the gradient of the whole batch (`functional.reduction`)."""
 
@@ -73,14 +91,7 @@ class Learner(Role):
             raise UsageError(
                 f"no parameter of {getattr(model, 'source', 'the model')} is trainable: nothing would be learned; check the adapter's folder or use --lora_rank"
             )
-        self.optimiser = torch.optim.AdamW(
-            [p for _, p in self._named],
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_epsilon,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        self.optimiser = optimiser_of(config, self._parameters)
 
     def parameters_to_reduce(self) -> list[nn.Parameter]:
         return [p for _, p in self._named]

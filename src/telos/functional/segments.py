@@ -53,6 +53,7 @@ class StepView:
     old_value: Tensor  # [B]
     advantage: Tensor  # [B]
     returns: Tensor  # [B]
+    progress: float = 0.0  # share of the run that was done when the steps were taken
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:

@@ -44,7 +44,7 @@ class OnPolicyConfig(OptimiserConfig, ControlConfig):
     rollout_steps: int = 256  # steps of each copy in one iteration
     epochs: int = 10  # passes over an iteration's steps
     minibatch_size: int = 64  # steps in one optimiser step; 0 = all of an iteration's
-    learning_rate: float = 3e-4  # peak
+    learning_rate: float = 3e-4  # its highest value in the run
     adam_epsilon: float = 1e-5  # added to the root of the gradient's square, > 0
     max_grad_norm: float = 0.5  # gradients are scaled down to this global norm; 0 = never
     gamma: float = 0.99  # discount a step
@@ -225,14 +225,15 @@ class Program:
         entries = [flat(part) for part in parts]
         old_log_std = self.policy.log_std.detach().clone() if hasattr(self.policy, "log_std") else None
 
+        progress = index / c.program_steps
+
         def losses(model: ActorCritic, *rows: Tensor) -> Losses:
             observation, action, out, logprob, value, advantage, returns = rows
             distribution, now = model(observation)
             old = _behaviour(model.policy, out, old_log_std)
             assert self.method.loss is not None
-            return self.method.loss(
-                c, StepView(distribution, distribution.log_prob(action), now, action, old, logprob, value, advantage, returns)
-            )
+            seen = StepView(distribution, distribution.log_prob(action), now, action, old, logprob, value, advantage, returns, progress)
+            return self.method.loss(c, seen)
 
         n = c.steps_an_iteration
         size = c.minibatch_size or n

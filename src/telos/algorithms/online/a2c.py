@@ -25,7 +25,7 @@ class Config(OnPolicyConfig):
     rollout_steps: int = 5  # steps of each copy in one iteration (paper: 5)
     epochs: int = 1  # passes over an iteration's steps (paper: 1)
     minibatch_size: int = 0  # steps in one optimiser step; 0 = all of an iteration's
-    learning_rate: float = 7e-4  # peak
+    learning_rate: float = 7e-4  # its highest value in the run
     gae_lambda: float = 1.0  # λ of GAE (paper: 1)
     normalize_advantage: bool = False  # advantages are standardised over an iteration
     value_coef: float = 0.5  # c_v, >= 0

@@ -29,7 +29,7 @@ class Config(OffPolicyConfig):
     """Options of DQN."""
 
     total_steps: int = 100_000  # environment steps of the run, over all copies
-    learning_rate: float = 1e-3  # peak
+    learning_rate: float = 1e-3  # its highest value in the run
     max_grad_norm: float = 10.0  # gradients are scaled down to this global norm; 0 = never
     batch_size: int = 64  # steps in one gradient step
     start_steps: int = 1000  # environment steps before the first improvement
