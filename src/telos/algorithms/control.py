@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ import torch
 
 from telos.core.config import RunConfig, require
 from telos.core.errors import UsageError
+from telos.core.method import Method
+from telos.core.run import Run
 from telos.core.seeds import torch_generator
 from telos.environments.base import Driver, Environments, Episode
 from telos.environments.registry import make_environments
@@ -113,3 +115,36 @@ def describe_episodes(episodes: Sequence[Episode], prefix: str = "episode") -> d
         if known:
             found[f"{prefix}/{name}"] = float(np.mean(known))
     return found
+
+
+class ControlProgram:
+    """What programs of control share: where networks live, evaluations, and what a run leaves behind. `env` None is the one that the options name."""
+
+    policy: Policy
+    env: str | None = None
+
+    def __init__(self, method: Method, config: EnvironmentConfig, run: Run) -> None:
+        self.method, self.run = method, run
+        self.settings = config
+        self.device = device_of(config)
+        self.last_batch: Mapping[str, Any] = {}
+        self.evaluation: Environments | None = None
+
+    def evaluate(self, index: int) -> dict[str, float]:
+        """The policy as it is after step `index`, in environments and episodes of their own; nothing of it is learned from."""
+        c = self.settings
+        if self.env == "":
+            return {}
+        if self.evaluation is None:
+            self.evaluation = open_environments(c, min(8, c.eval_episodes), self.env)
+        return describe_episodes(evaluate(self.policy, self.evaluation, c.eval_episodes, c.seed, index), "evaluation")
+
+    def evaluate_if_due(self, index: int) -> dict[str, float]:
+        every = self.settings.eval_every
+        return self.evaluate(index) if every and (index + 1) % every == 0 and index + 1 < self.settings.program_steps else {}
+
+    def finish(self, run: Run) -> None:
+        self.policy.save(run.path / "policy")
+        run.describe(evaluation=self.evaluate(self.settings.program_steps))
+        if self.evaluation is not None:
+            self.evaluation.close()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from telos.functional.distributions import Distribution
+from telos.functional.returns import gae_of_segments
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Estimate:
     returns: Tensor
     state: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def gae(segment: Segment, gamma: float, gae_lambda: float) -> tuple[Tensor, Tensor]:
+    """(advantages, returns) [T, N] of a segment by `returns.gae_of_segments`."""
+    return gae_of_segments(segment.reward, segment.value, segment.next_value, segment.ended, gamma=gamma, gae_lambda=gae_lambda)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import torch
 from gymnasium.spaces import Dict, Discrete
 
 from telos.algorithms.actor_critic import ActorCriticConfig, Agent, Improver, StoredStepsConfig
-from telos.algorithms.control import EnvironmentConfig, describe_episodes, device_of, evaluate, open_environments
+from telos.algorithms.control import ControlProgram, EnvironmentConfig, open_environments
 from telos.core.config import require
 from telos.core.errors import UsageError
 from telos.core.method import Method
@@ -33,7 +33,7 @@ from telos.data.step_readers import read_steps
 from telos.data.steps import Steps
 from telos.data.transitions import Transitions
 from telos.dataflow import make_backend
-from telos.models.policies import Policy
+from telos.models.policies import Policy, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,26 @@ class OfflineConfig(ActorCriticConfig, DatasetConfig):
         super().__post_init__()
         if not math.isfinite(self.reward_scale) or self.reward_scale == 0:
             raise UsageError(f"--reward_scale {self.reward_scale} must be a number other than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StochasticConfig(DatasetConfig):
+    """Options of a policy that is a distribution."""
+
+    log_std_init: float = 0.0  # log of the Gaussian's deviation at the start, for continuous actions
+
+
+def stochastic_policy(config: StochasticConfig, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> Policy:
+    """A categorical policy, or a Gaussian whose deviation does not depend on the state."""
+    shape = Shape(
+        "stochastic",
+        config.hidden,
+        config.activation,
+        orthogonal=False,
+        normalise=config.normalize_observations,
+        log_std_init=config.log_std_init,
+    )
+    return Policy(observation_space, action_space, shape)
 
 
 class Table:
@@ -125,13 +145,12 @@ def shape_of(space: gymnasium.Space) -> Any:
     return int(space.n) if isinstance(space, Discrete) else space.shape
 
 
-class Program:
+class Program(ControlProgram):
     """Draw, improve."""
 
     def __init__(self, method: Method, config: DatasetConfig, run: Run) -> None:
-        self.method, self.config, self.run = method, config, run
-        self.last_batch: Mapping[str, Any] = {}
-        self.device = device_of(config)
+        super().__init__(method, config, run)
+        self.config = config
         if not config.data:
             raise UsageError("--data is missing: give a Minari folder or id, a D4RL HDF5 file, an OGBench npz file, or a run's folder")
         steps = read_steps(config.data)
@@ -154,7 +173,6 @@ class Program:
         if self.policy.normaliser is not None:
             self.policy.normaliser.update(self.table.observation.numpy())
         self.improver = Improver(method, config, self.agent, config.program_steps * config.iteration_updates, make_backend(config.backend))
-        self.evaluation = None
 
     def plan(self) -> dict[str, Any]:
         """Which size is which, for the user to read before the first step."""
@@ -180,17 +198,8 @@ class Program:
             if told:
                 self.last_batch = {name: value for name, value in batch.to_dict().items() if isinstance(value, torch.Tensor)}
             metrics |= self.improver.improve(batch, noise, told)[0]
-        if c.eval_every and (index + 1) % c.eval_every == 0 and index + 1 < c.program_steps:
-            metrics |= self._evaluate(index)
+        metrics |= self.evaluate_if_due(index)
         return {"improvements": float(self.improver.done)} | metrics
-
-    def _evaluate(self, index: int) -> dict[str, float]:
-        c = self.config
-        if not self.env:
-            return {}
-        if self.evaluation is None:
-            self.evaluation = open_environments(c, min(8, c.eval_episodes), env=self.env)
-        return describe_episodes(evaluate(self.policy, self.evaluation, c.eval_episodes, c.seed, index), "evaluation")
 
     # -- continuing -----------------------------------------------------------------------------------------------------------------------------
 
@@ -201,9 +210,3 @@ class Program:
         if state["rows"] != len(self.table):
             raise UsageError(f"--data {self.config.data} has {len(self.table)} steps, and the run was started with {state['rows']}")
         self.improver.load(state["improver"])
-
-    def finish(self, run: Run) -> None:
-        self.policy.save(run.path / "policy")
-        run.describe(evaluation=self._evaluate(self.config.program_steps))
-        if self.evaluation is not None:
-            self.evaluation.close()

@@ -14,22 +14,20 @@ import gymnasium
 import torch
 
 from telos.algorithms.actor_critic import Agent, Update
-from telos.algorithms.offline._loop_offline import OfflineConfig
+from telos.algorithms.offline._loop_offline import OfflineConfig, StochasticConfig, stochastic_policy
 from telos.core.config import require
 from telos.core.method import Method
 from telos.data.transitions import Transitions
 from telos.functional.reduction import Losses
 from telos.functional.values import squared
 from telos.models.critics import action_values
-from telos.models.policies import Policy, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(OfflineConfig):
+class Config(StochasticConfig, OfflineConfig):
     """Options of AWAC."""
 
     temperature: float = 1.0  # λ: of the advantages, > 0 (paper: 1, 0.3 on some tasks)
-    log_std_init: float = 0.0  # log of the Gaussian's deviation at the start, for continuous actions
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,15 +35,7 @@ class Config(OfflineConfig):
 
 
 def build(config: Config, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> Agent:
-    shape = Shape(
-        "stochastic",
-        config.hidden,
-        config.activation,
-        orthogonal=False,
-        normalise=config.normalize_observations,
-        log_std_init=config.log_std_init,
-    )
-    policy = Policy(observation_space, action_space, shape)
+    policy = stochastic_policy(config, observation_space, action_space)
     return Agent(policy, {"critic": action_values(policy, config)}, targets=("critic",))
 
 

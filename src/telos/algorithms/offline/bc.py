@@ -14,30 +14,21 @@ import gymnasium
 import torch
 
 from telos.algorithms.actor_critic import Agent, Update
-from telos.algorithms.offline._loop_offline import DatasetConfig
+from telos.algorithms.offline._loop_offline import StochasticConfig, stochastic_policy
 from telos.core.method import Method
 from telos.data.transitions import Transitions
 from telos.functional.reduction import Losses
-from telos.models.policies import Policy, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(DatasetConfig):
+class Config(StochasticConfig):
     """Options of behaviour cloning."""
 
     log_std_init: float = -0.5  # log of the Gaussian's deviation at the start, for continuous actions
 
 
 def build(config: Config, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> Agent:
-    shape = Shape(
-        "stochastic",
-        config.hidden,
-        config.activation,
-        orthogonal=False,
-        normalise=config.normalize_observations,
-        log_std_init=config.log_std_init,
-    )
-    return Agent(Policy(observation_space, action_space, shape), {})
+    return Agent(stochastic_policy(config, observation_space, action_space), {})
 
 
 def loss(config: Config, agent: Agent, batch: Transitions, generator: torch.Generator) -> Losses:

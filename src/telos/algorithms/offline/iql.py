@@ -16,51 +16,39 @@ import gymnasium
 import torch
 
 from telos.algorithms.actor_critic import Agent, Update
-from telos.algorithms.offline._loop_offline import OfflineConfig
+from telos.algorithms.offline._loop_offline import OfflineConfig, StochasticConfig, stochastic_policy
 from telos.core.config import require
 from telos.core.method import Method
 from telos.data.transitions import Transitions
 from telos.functional.reduction import Losses
 from telos.functional.values import expectile, squared
 from telos.models.critics import StateValues, action_values, in_units
-from telos.models.policies import Policy, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(OfflineConfig):
+class Config(StochasticConfig, OfflineConfig):
     """Options of IQL."""
 
     expectile: float = 0.7  # τ in (0, 1): 0.5 is the mean of the data's values, 1 their largest (paper: 0.7, 0.9 on mazes)
-    beta: float = 3.0  # inverse temperature of the policy's weights, >= 0 (paper: 3, 10 on mazes)
+    beta: float = 3.0  # inverse temperature of the policy's weights, > 0 (paper: 3, 10 on mazes)
     max_weight: float = 100.0  # bound on a step's weight, > 0 (paper: 100)
-    log_std_init: float = 0.0  # log of the Gaussian's deviation at the start, for continuous actions
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "> 0 and < 1", "expectile")
-        require(self, ">= 0", "beta")
-        require(self, "> 0", "max_weight")
+        require(self, "> 0", "beta", "max_weight")
 
 
 def build(config: Config, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> Agent:
-    shape = Shape(
-        "stochastic",
-        config.hidden,
-        config.activation,
-        orthogonal=False,
-        normalise=config.normalize_observations,
-        log_std_init=config.log_std_init,
-    )
-    policy = Policy(observation_space, action_space, shape)
+    policy = stochastic_policy(config, observation_space, action_space)
     value = StateValues(policy.reader, config.hidden, activation=config.activation, layer_norm=config.layer_norm)
     return Agent(policy, {"critic": action_values(policy, config), "value": in_units(policy, value)}, targets=("critic",))
 
 
 def value_loss(config: Config, agent: Agent, batch: Transitions, generator: torch.Generator) -> Losses:
-    with torch.no_grad():
-        best = agent.target("critic")(batch.observation, batch.action).amin(0)
     value = agent["value"](batch.observation)
-    return Losses(expectile(best - value, config.expectile), metrics={"value": value, "advantage": best - value})
+    gap = best(agent, batch) - value
+    return Losses(expectile(gap, config.expectile), metrics={"value": value, "advantage": gap})
 
 
 def critic_loss(config: Config, agent: Agent, batch: Transitions, generator: torch.Generator) -> Losses:
@@ -70,12 +58,23 @@ def critic_loss(config: Config, agent: Agent, batch: Transitions, generator: tor
     return Losses(squared(values, target, batch.weight), metrics={"critic/value": values[0]})
 
 
-def actor_loss(config: Config, agent: Agent, batch: Transitions, generator: torch.Generator) -> Losses:
+def weighted_cloning(agent: Agent, batch: Transitions, temperature: float, bound: float) -> Losses:
+    """−min(exp(advantage / temperature), bound) log π(a|s): the data's actions in proportion to what they are worth."""
     with torch.no_grad():
-        advantage = agent.target("critic")(batch.observation, batch.action).amin(0) - agent["value"](batch.observation)
-        weight = (config.beta * advantage).exp().clamp(max=config.max_weight)
+        advantage = best(agent, batch) - agent["value"](batch.observation)
+        weight = (advantage / temperature).exp().clamp(max=bound)
     logprob = agent.policy.distribution(batch.observation).log_prob(batch.action)
     return Losses(-weight * logprob, metrics={"actor/weight": weight})
+
+
+def actor_loss(config: Config, agent: Agent, batch: Transitions, generator: torch.Generator) -> Losses:
+    return weighted_cloning(agent, batch, 1 / config.beta, config.max_weight)
+
+
+def best(agent: Agent, batch: Transitions) -> torch.Tensor:
+    """min_j Q̄_j(s, a) of the data's actions, [B], without gradient."""
+    with torch.no_grad():
+        return agent.target("critic")(batch.observation, batch.action).amin(0)
 
 
 def updates(config: Config) -> tuple[Update, ...]:

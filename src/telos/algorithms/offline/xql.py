@@ -16,7 +16,7 @@ import torch
 
 from telos.algorithms.actor_critic import Agent, Update
 from telos.algorithms.offline import iql
-from telos.algorithms.offline._loop_offline import OfflineConfig
+from telos.algorithms.offline._loop_offline import OfflineConfig, StochasticConfig
 from telos.core.config import require
 from telos.core.method import Method
 from telos.data.transitions import Transitions
@@ -25,13 +25,12 @@ from telos.functional.values import gumbel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(OfflineConfig):
+class Config(StochasticConfig, OfflineConfig):
     """Options of XQL."""
 
     beta: float = 2.0  # β: temperature of the soft maximum and of the policy's weights, > 0 (paper: 0.6 to 5)
     max_exponent: float = 7.0  # bound on z, > 0 (paper: 5 to 7)
     max_weight: float = 100.0  # bound on a step's weight in the policy's loss, > 0 (paper: 100)
-    log_std_init: float = 0.0  # log of the Gaussian's deviation at the start, for continuous actions
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,18 +38,13 @@ class Config(OfflineConfig):
 
 
 def value_loss(config: Config, agent: Agent, batch: Transitions, generator: torch.Generator) -> Losses:
-    with torch.no_grad():
-        best = agent.target("critic")(batch.observation, batch.action).amin(0)
     value = agent["value"](batch.observation)
-    return Losses(gumbel((best - value) / config.beta, config.max_exponent), metrics={"value": value, "advantage": best - value})
+    gap = iql.best(agent, batch) - value
+    return Losses(gumbel(gap / config.beta, config.max_exponent), metrics={"value": value, "advantage": gap})
 
 
 def actor_loss(config: Config, agent: Agent, batch: Transitions, generator: torch.Generator) -> Losses:
-    with torch.no_grad():
-        advantage = agent.target("critic")(batch.observation, batch.action).amin(0) - agent["value"](batch.observation)
-        weight = (advantage / config.beta).exp().clamp(max=config.max_weight)
-    logprob = agent.policy.distribution(batch.observation).log_prob(batch.action)
-    return Losses(-weight * logprob, metrics={"actor/weight": weight})
+    return iql.weighted_cloning(agent, batch, config.beta, config.max_weight)
 
 
 def updates(config: Config) -> tuple[Update, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from telos.algorithms.actor_critic import ActorCriticConfig, Agent, Improver
-from telos.algorithms.control import ControlConfig, describe_episodes, device_of, evaluate, open_environments
+from telos.algorithms.control import ControlConfig, ControlProgram, describe_episodes, open_environments
 from telos.core.config import require
 from telos.core.errors import UsageError
 from telos.core.method import Method
@@ -64,13 +64,12 @@ class OffPolicyConfig(ActorCriticConfig, ControlConfig):
         )
 
 
-class Program:
+class Program(ControlProgram):
     """Act, remember, learn."""
 
     def __init__(self, method: Method, config: OffPolicyConfig, run: Run) -> None:
-        self.method, self.config, self.run = method, config, run
-        self.last_batch: Mapping[str, Any] = {}
-        self.device = device_of(config)
+        super().__init__(method, config, run)
+        self.config = config
         environments = open_environments(config, config.num_envs)
         assert method.build is not None
         self.agent: Agent = method.build(config, environments.observation_space, environments.action_space).to(self.device)
@@ -91,7 +90,6 @@ class Program:
         self.priorities = Priorities(self.replay.capacity * config.num_envs) if config.prioritized else None
         self.highest = 1.0
         self.owed = 0  # environment steps since the last improvement
-        self.evaluation = None
 
     def plan(self) -> dict[str, Any]:
         """Which size is which, for the user to read before the first step."""
@@ -125,8 +123,7 @@ class Program:
                     told = t == c.iteration_steps // c.num_envs - 1 or not metrics
                     metrics |= self._improve(chance, noise, told)
         found = {"environment_steps": float(self.driver.steps), "improvements": float(self.improver.done), **describe_episodes(episodes)}
-        if c.eval_every and (index + 1) % c.eval_every == 0 and index + 1 < c.program_steps:
-            found |= self._evaluate(index)
+        found |= self.evaluate_if_due(index)
         return found | metrics
 
     def _act(self, chance: np.random.Generator, generator: torch.Generator) -> list[Episode]:
@@ -181,12 +178,6 @@ class Program:
         n = self.config.num_envs
         return (places // n % self.replay.capacity) * n + places % n
 
-    def _evaluate(self, index: int) -> dict[str, float]:
-        c = self.config
-        if self.evaluation is None:
-            self.evaluation = open_environments(c, min(8, c.eval_episodes))
-        return describe_episodes(evaluate(self.policy, self.evaluation, c.eval_episodes, c.seed, index), "evaluation")
-
     # -- continuing -----------------------------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
@@ -205,8 +196,5 @@ class Program:
             self.highest = float(state["highest"])
 
     def finish(self, run: Run) -> None:
-        self.policy.save(run.path / "policy")
-        run.describe(evaluation=self._evaluate(self.config.program_steps))
-        for environments in (self.driver.environments, self.evaluation):
-            if environments is not None:
-                environments.close()
+        super().finish(run)
+        self.driver.environments.close()

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from telos.algorithms.control import ControlConfig, describe_episodes, device_of, evaluate, open_environments
+from telos.algorithms.control import ControlConfig, ControlProgram, describe_episodes, open_environments
 from telos.algorithms.learning import Learner, OptimiserConfig
 from telos.core.config import require
 from telos.core.errors import UsageError
@@ -106,13 +106,12 @@ class ActorCritic(nn.Module):
         return self.look(read)[1]
 
 
-class Program:
+class Program(ControlProgram):
     """Act, estimate, improve."""
 
     def __init__(self, method: Method, config: OnPolicyConfig, run: Run) -> None:
-        self.method, self.config, self.run = method, config, run
-        self.last_batch: Mapping[str, Any] = {}
-        self.device = device_of(config)
+        super().__init__(method, config, run)
+        self.config = config
         environments = open_environments(config, config.num_envs)
         shape = Shape(
             kind="stochastic",
@@ -130,7 +129,6 @@ class Program:
         self.method_state: dict[str, float] = {}
         self.returns = np.zeros(config.num_envs)  # discounted, of the episodes under way, for the scale of rewards
         self.scale = {"count": 0.0, "mean": 0.0, "m2": 0.0}
-        self.evaluation = None
 
     def plan(self) -> dict[str, Any]:
         """Which size is which, for the user to read before the first step."""
@@ -159,8 +157,7 @@ class Program:
         if self.method.update is not None:
             metrics |= self.method.update(c, self.model, segment, estimate)
         metrics |= self._learn(index, segment, old, estimate)
-        if c.eval_every and (index + 1) % c.eval_every == 0 and index + 1 < c.program_steps:
-            metrics |= self._evaluate(index)
+        metrics |= self.evaluate_if_due(index)
         return metrics
 
     def _collect(self, index: int) -> tuple[Segment, Tensor, list[Episode]]:
@@ -261,12 +258,6 @@ class Program:
         limit = getattr(self.config, "target_kl", 0.0)
         return bool(limit) and "policy/approx_kl" in sums and means(sums)["policy/approx_kl"] > limit
 
-    def _evaluate(self, index: int) -> dict[str, float]:
-        c = self.config
-        if self.evaluation is None:
-            self.evaluation = open_environments(c, min(c.num_envs, c.eval_episodes))
-        return describe_episodes(evaluate(self.policy, self.evaluation, c.eval_episodes, c.seed, index), "evaluation")
-
     # -- continuing -----------------------------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
@@ -289,11 +280,8 @@ class Program:
         self.returns, self.scale = np.array(state["returns"]), dict(state["scale"])
 
     def finish(self, run: Run) -> None:
-        self.policy.save(run.path / "policy")
-        run.describe(evaluation=self._evaluate(self.config.program_steps))
-        for environments in (self.driver.environments, self.evaluation):
-            if environments is not None:
-                environments.close()
+        super().finish(run)
+        self.driver.environments.close()
 
 
 def _behaviour(policy: Policy, out: Tensor, log_std: Tensor | None) -> Distribution:

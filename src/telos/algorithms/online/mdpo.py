@@ -15,8 +15,7 @@ from telos.algorithms.online._loop_on_policy import OnPolicyConfig
 from telos.core.config import require
 from telos.core.method import Method
 from telos.functional.reduction import Losses
-from telos.functional.returns import gae_of_segments
-from telos.functional.segments import Estimate, Segment, StepView, standardised
+from telos.functional.segments import Estimate, Segment, StepView, gae, standardised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +37,7 @@ class Config(OnPolicyConfig):
 
 
 def estimate(config: Config, segment: Segment, state: Mapping[str, float]) -> Estimate:
-    advantages, returns = gae_of_segments(
-        segment.reward, segment.value, segment.next_value, segment.ended, gamma=config.gamma, gae_lambda=config.gae_lambda
-    )
+    advantages, returns = gae(segment, config.gamma, config.gae_lambda)
     return Estimate(standardised(advantages) if config.normalize_advantage else advantages, returns, state)
 
 

@@ -20,8 +20,7 @@ from telos.core.config import require
 from telos.core.method import Method
 from telos.functional.policy import clipped_surrogate
 from telos.functional.reduction import Losses
-from telos.functional.returns import gae_of_segments
-from telos.functional.segments import Estimate, Segment, StepView, standardised
+from telos.functional.segments import Estimate, Segment, StepView, gae, standardised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +40,7 @@ class Config(OnPolicyConfig):
 
 
 def estimate(config: Config, segment: Segment, state: Mapping[str, float]) -> Estimate:
-    advantages, returns = gae_of_segments(
-        segment.reward, segment.value, segment.next_value, segment.ended, gamma=config.gamma, gae_lambda=config.gae_lambda
-    )
+    advantages, returns = gae(segment, config.gamma, config.gae_lambda)
     if config.normalize_advantage == "iteration":
         advantages = standardised(advantages)
     return Estimate(advantages, returns, state)
