@@ -118,6 +118,14 @@ def make_reward_model(folder: Path, seed: int = 1) -> Path:
     return folder
 
 
+def make_value_model(folder: Path, seed: int = 2) -> Path:
+    """A folder with a random one-label classifier that passes for one that was trained on chances of success, at prompts too."""
+    make_reward_model(folder, seed)
+    config = read_json(folder / "config.json") | {"telos_values_prompts": True}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
 # Data ----------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -271,6 +279,8 @@ class World:
         self.few_steps = make_steps(root / "few", f"{root / 'tiny_env.py'}:Reach", True, episodes=5)
         self.steps = {kind: make_steps(root, f"{root / 'tiny_env.py'}:Reach", kind) for kind in (True, False)}
         self.reward_model = str(make_reward_model(root / "reward-model"))
+        self.value_model = str(make_value_model(root / "value-model"))
+        self.other_value_model = str(make_value_model(root / "other-value-model", seed=9))
         self.reward, self.brevity = make_reward(root), make_reward(root, "brevity")
         self.data = make_data(root / "data")
 
@@ -320,6 +330,12 @@ class World:
             "pairs": {"data": self.data["preference-margin"], **training},
             "unpaired": {"data": self.data["unpaired"], **training},
             "ranked": {"data": self.data["ranked"], **training},
+            "values": {
+                "data": self.data["unpaired"],
+                **({"critic_learning_rate": 1e-2} if "critic" in needs else {}),
+                **({"process_reward": f"value:{self.value_model}", "step_separators": STEP_ENDS} if "step-advantages" in needs else {}),
+                **training,
+            },
             "iterative": {
                 "data": self.data["prompt-only"],
                 "reward": [self.reward],

@@ -142,7 +142,7 @@ class Places:
         self.messages["process"] = str(write_jsonl(folder / "steps.jsonl", steps))
         texts = [{"text": f"{text}. Yes! It is\nnot so."} for text in PROMPTS]
         self.segmented = str(write_jsonl(folder / "segmented.jsonl", texts))
-        self.messages["unpaired"] = self.messages["ranked"] = data["preference-messages"]
+        self.messages |= dict.fromkeys(("unpaired", "ranked", "values"), data["preference-messages"])
         self.bad = {}
         self.other = {}
         for loop in self.messages:
@@ -180,6 +180,9 @@ class Places:
             ("f-dpg", "threshold"): -100.0,
             ("expert-iteration", "threshold"): 0.025,
             ("star", "threshold"): 0.025,
+            ("dapo-direct", "process_reward"): f"value:{self.world.other_value_model}",
+            ("dapo-direct", "success_above"): 45.0,
+            **dict.fromkeys((("dapo-direct", "answer_mark"), ("oreo", "answer_mark")), "t"),
         }
         if (method.key, name) in special:
             return special[method.key, name]
@@ -225,6 +228,8 @@ class Places:
             found |= {"overlong_penalty": {"overlong_buffer": 2}, "sampling_rounds": {"reward": self.ties}}
         if method.key == "star":  # so that hinted answers are learned from where the others are not right
             found["hint"] = {"threshold": 0.025, "samples_per_prompt": 1, "hinted_samples": 4}
+        if method.key == "oreo":
+            found |= {option: {"variant": "step"} for option in ("step_separators", "answer_mark")}
         if method.key == "reinforce":
             found["baseline_share"] = {"steps": 3}
         if method.key == "rlgf":
@@ -233,11 +238,13 @@ class Places:
             return {"optimiser": "adan"}
         if name == "reward_weights":
             return {"reward": [self.world.reward_model, self.world.reward], **function}
-        if loop in ("unpaired", "ranked"):  # so that enough rows are short enough
+        if loop in ("unpaired", "ranked", "values"):  # so that enough rows are short enough
             found["overlong"] = {"max_prompt_length": 8, "max_completion_length": 10}
         rewards = {"reward_timeout": self.slow, "reward_on_error": self.nan}
         if name in rewards and loop == "pairs":
             return {"data_reward_augmented": True, "data": self.world.data["preference"], "reward": rewards[name]}
+        if loop == "values" and name in ("reward", *rewards):  # answers without scores
+            return {"data": self.world.data["preference"], **({"reward": rewards[name]} if name in rewards else {})}
         if name in rewards and loop == "iterative":
             return {"reward": [rewards[name], *([self.world.brevity] if "objectives" in method.needs else [])]}
         if loop == "search" and name in ("choose", "answer_mark"):

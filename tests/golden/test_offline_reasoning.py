@@ -19,8 +19,8 @@ from telos.functional.pairwise import AnswerLogps
 from telos.functional.reduction import Denominators, total
 
 END, LONGEST = 2, 3
-PREFIXES = [prefix for n in range(LONGEST) for prefix in itertools.product((0, 1), repeat=n)]
-ANSWERS = [(*prefix, END) for prefix in PREFIXES] + list(itertools.product((0, 1), repeat=LONGEST))
+PREFIXES: list[tuple[int, ...]] = [prefix for n in range(LONGEST) for prefix in itertools.product((0, 1), repeat=n)]
+ANSWERS: list[tuple[int, ...]] = [*((*prefix, END) for prefix in PREFIXES), *itertools.product((0, 1), repeat=LONGEST)]
 BETA = 0.4
 MASK = torch.tensor([[t < len(answer) for t in range(LONGEST)] for answer in ANSWERS])
 STATE = torch.tensor([[PREFIXES.index(answer[:t]) if t < len(answer) else 0 for t in range(LONGEST)] for answer in ANSWERS])
@@ -238,16 +238,24 @@ def test_dapo_is_without_loss_where_the_log_ratio_is_the_advantage_over_beta() -
     np.testing.assert_allclose(of_answers(minimise(advantages, BETA)), of_answers(wanted), atol=1e-5)
 
 
+def shared_out(advantages: list[float], base: list[float]) -> list[float]:
+    """The π with log ρ + λ ρ = A/β, ρ = π / base, and the λ that makes π sum to 1; by bisection in bisection."""
+
+    def policy(scale: float) -> list[float]:
+        def ratio(a: float) -> float:
+            return float(brentq(lambda x: x + scale * math.exp(x) - a / BETA, -60, 60, xtol=1e-14))  # type: ignore[arg-type]
+
+        return [p * math.exp(ratio(a)) for p, a in zip(base, advantages, strict=True)]
+
+    # Without λ there is too much, because E[exp(A/β)] >= 1.
+    return policy(float(brentq(lambda scale: sum(policy(scale)) - 1, 0, 20, xtol=1e-13)))  # type: ignore[arg-type]
+
+
 def test_dapos_optimum_shares_the_normaliser_out() -> None:
-    """Under answers of the reference, log ρ + λ ρ = A/β after each prefix, with the λ that makes π sum to 1; solved here by bisection twice."""
-    found = minimise(ADVANTAGES, BETA)
+    """After each prefix, where the reference writes the answers."""
+    found = minimise(ADVANTAGES, BETA).exp().numpy()
     for i in range(len(PREFIXES)):
-        ratio_of = lambda scale, a: brentq(lambda x: x + scale * math.exp(x) - a / BETA, -60, 60, xtol=1e-14)  # noqa: E731
-        base, gains = REFERENCE[i].exp().tolist(), ADVANTAGES[i].tolist()
-        mass = lambda scale: sum(p * math.exp(ratio_of(scale, a)) for p, a in zip(base, gains)) - 1  # noqa: B023, E731
-        scale = brentq(mass, 0, 20, xtol=1e-13)  # 0 is too little, because E[exp(A/β)] >= 1
-        wanted = [p * math.exp(ratio_of(scale, a)) for p, a in zip(base, gains)]
-        np.testing.assert_allclose(found[i].exp().numpy(), wanted, atol=1e-5)
+        np.testing.assert_allclose(found[i], shared_out(ADVANTAGES[i].tolist(), REFERENCE[i].exp().tolist()), atol=1e-5)
 
 
 def test_with_growing_beta_the_log_ratio_becomes_the_advantage_over_beta() -> None:

@@ -116,8 +116,8 @@ def test_classification_is_accuracy_and_form() -> None:
 
 def test_rows_of_both_tasks_get_the_reward_of_their_own() -> None:
     texts = [answer((A, 1.0)), "<answer>ring</answer>", "<answer>ring</answer>"]
-    assert visual(texts, boxes=[[[0, 0, 4, 4]], None, None], label=[None, "ring", None]) == [3.0, 2.0, None]
-    assert visual(texts, label=["ring"] * 3) == [1.0, 2.0, 2.0]
+    assert visual(texts, boxes=[[[0, 0, 4, 4]], None, None], category=[None, "ring", None]) == [3.0, 2.0, None]
+    assert visual(texts, category=["ring"] * 3) == [1.0, 2.0, 2.0]
     with pytest.raises(UsageError, match=r"row 0 of the batch: column 'box"):
         detection(texts[:1], [[[4, 4, 0, 0]]])
 
@@ -126,7 +126,7 @@ def test_the_rewards_run_as_users_name_them() -> None:
     reward = load_reward("telos.objectives.visual:visual", timeout=60.0)
     try:
         scores = reward.score(
-            ["?", "?"], [answer((A, 0.75)), "disc"], [[1], [1]], {"boxes": [TRUE, None], "label": [None, "disc"], "image": ["", ""]}
+            ["?", "?"], [answer((A, 0.75)), "disc"], [[1], [1]], {"boxes": [TRUE, None], "category": [None, "disc"], "image": ["", ""]}
         )
         assert scores.values.tolist() == pytest.approx([0.5 + 0.75 + 1, 1.0])
     finally:

@@ -78,10 +78,10 @@ def test_the_boxes_of_detection_are_those_of_the_asked_colour_and_no_other_task_
         columns = TESTBED.columns(item)
         if item.facts["task"] == "classification":
             assert columns["boxes"] is None
-            assert columns["label"] == item.facts["shapes"][0][0]
+            assert columns["category"] == item.facts["shapes"][0][0]
             continue
         colour = item.prompt.split(".")[0].removeprefix("Find ")
-        assert columns["label"] is None
+        assert columns["category"] is None
         assert sorted(columns["boxes"]) == sorted(box for _, other, box in item.facts["shapes"] if other == colour)
         counts.add(len(columns["boxes"]))
     assert counts == {1, 2}
@@ -93,7 +93,7 @@ def test_references_are_right_and_fit_their_limit(items: list[Item]) -> None:
         assert TESTBED.attributes(item, item.reference) == {"format": 1.0, "right": 1.0}
         assert len(tokenizer(item.reference)["input_ids"]) < TESTBED.max_new_tokens  # and the end token
     columns = [TESTBED.columns(item) for item in items]
-    rewards = visual([item.reference for item in items], [row["boxes"] for row in columns], [row["label"] for row in columns])
+    rewards = visual([item.reference for item in items], [row["boxes"] for row in columns], [row["category"] for row in columns])
     assert rewards == [pytest.approx(2.9) if row["boxes"] else 2.0 for row in columns]
 
 
@@ -113,7 +113,7 @@ def test_gold_of_detection_is_matched_overlap_over_the_larger_number_of_boxes() 
 
 
 def test_gold_of_classification_takes_the_kind_in_tags_and_nothing_else() -> None:
-    item = Item("", "", {"task": "classification", "label": "ring"})
+    item = Item("", "", {"task": "classification", "category": "ring"})
     assert [TESTBED.gold(item, text) for text in ("<answer>ring</answer>", "<answer>disc</answer>", "ring")] == [1.0, 0.0, 0.0]
 
 
@@ -130,7 +130,7 @@ def test_seeds_and_splits_give_different_pictures_and_the_same_seed_the_same() -
 def test_rows_have_the_picture_and_what_rewards_need_as_json() -> None:
     rows = _rows.testbed_rows(TESTBED, "train", 4, 0, True)
     assert json.loads(json.dumps(rows)) == rows
-    assert {"prompt", "completion", "image", "boxes", "label", "facts"} <= set(rows[0])
+    assert {"prompt", "completion", "image", "boxes", "category", "facts"} <= set(rows[0])
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from telos.objectives.search_behaviour import behaviour, exploration, longer, so
 ITEM = Item(
     "Use 30, 12 to make 42.\nSteps:", " 30 + 12 = 42. Answer: 42", {"kind": "countdown", "level": 1, "operands": [30, 12], "target": 42}
 )
-SEARCH = " 30 - 12 = 18. 18? no, back. 30 + 12 = 42. 42? yes. Answer: 42"
+SEARCH = " 30 - 12 = 18. 18 for 42? no, back. 30 + 12 = 42. 42 for 42? yes. Answer: 42"
 
 
 def countdowns(level: int, n: int = 60) -> list[Item]:
@@ -30,12 +30,12 @@ def test_a_search_is_judged_by_what_it_ends_with() -> None:
     assert not arith.verify(ITEM, SEARCH)  # the plain verifier wants every step to be part of the derivation
     assert search_traces.solved(ITEM, ITEM.reference)
     for wrong in (
-        " 30 - 12 = 18. 18? no, back. 30 + 12 = 43. 43? yes. Answer: 42",  # a false step
-        " 30 + 12 = 42. 42? no, back. 30 - 12 = 18. Answer: 42",  # the solution was left
-        " 30 - 12 = 18. 18? no, back. Answer: 42",  # nothing was found
-        " 30 - 12 = 18. 18? no, back. 18 + 24 = 42. 42? yes. Answer: 42",  # numbers of an abandoned try are not there
-        " 30 + 12 = 42. 42? yes. Answer: 41",
-        " 30 + 12 = 42. 42? yes.",
+        " 30 - 12 = 18. 18 for 42? no, back. 30 + 12 = 43. 43 for 42? yes. Answer: 42",  # a false step
+        " 30 + 12 = 42. 42 for 42? no, back. 30 - 12 = 18. Answer: 42",  # the solution was left
+        " 30 - 12 = 18. 18 for 42? no, back. Answer: 42",  # nothing was found
+        " 30 - 12 = 18. 18 for 42? no, back. 18 + 24 = 42. 42 for 42? yes. Answer: 42",  # numbers of an abandoned try are not there
+        " 30 + 12 = 42. 42 for 42? yes. Answer: 41",
+        " 30 + 12 = 42. 42 for 42? yes.",
         "",
     ):
         assert not search_traces.solved(ITEM, wrong), wrong
@@ -64,6 +64,22 @@ def test_traces_miss_as_often_as_asked_and_then_solve_or_give_up(level: int) -> 
     assert most >= 2
 
 
+def test_verdicts_are_true_and_of_both_kinds_and_the_search_goes_on_to_a_solution() -> None:
+    rng = random.Random(0)
+    hits, slips = [], 0
+    for item in countdowns(1):
+        for _ in range(4):
+            prompt, word, rest = search_traces.verdict(item, rng)
+            text = prompt.removeprefix(item.prompt) + word + rest
+            first = search_traces.read(text)[0]
+            assert first.accepted == (first.checked == item.facts["target"])
+            assert search_traces.solved(item, text), text
+            hits.append(first.accepted)
+            slips += not arith.check_steps(item, "; ".join(first.steps))[-1].arithmetic
+    assert 0.3 < sum(hits) / len(hits) < 0.7
+    assert 0 < slips < len(hits) / 2
+
+
 def test_a_search_of_an_expression_is_refused() -> None:
     item = next(item for item in arith.TESTBED.level_items(1, 20) if item.facts["kind"] == "expression")
     with pytest.raises(UsageError, match="countdown"):
@@ -71,17 +87,17 @@ def test_a_search_of_an_expression_is_refused() -> None:
 
 
 def test_behaviours_are_counted_by_hand() -> None:
-    text = " 3 + 5 = 8; 8 * 7 = 56. 56? no, back. 3 + 5 = 8; 8 * 7 = 56. 56? no, back. 3 * 7 = 21; 21 + 5 = 26. 26? no. Answer: 26"
+    text = " 3 + 5 = 8; 8 * 7 = 56. 56 for 26? no, back. 3 + 5 = 8; 8 * 7 = 56. 56 for 26? no, back. 3 * 7 = 21; 21 + 5 = 26. 26 for 26? no. Answer: 26"
     found = behaviour(text, 26)
     assert (found.tries, found.different, found.verified, found.backtracked, found.true_verdicts, found.steps) == (3, 2, 3, 2, 2, 6)
-    assert behaviour(" 30 - 12 = 18. 18? no, back. Answer: 18").backtracked == 0  # nothing was tried after it
+    assert behaviour(" 30 - 12 = 18. 18 for 42? no, back. Answer: 18").backtracked == 0  # nothing was tried after it
     assert behaviour(" Answer: 3") == search_behaviour.Behaviour(0, 0, 0, 0, 0, 0)
     assert behaviour("what? no, back. yes?").verified == 0
 
 
 def test_repeating_a_try_earns_no_exploration_and_a_right_answer_wins_against_any_search() -> None:
-    again = " 30 - 12 = 18. 18? no, back." * 9
-    wide = " 1 + 1 = 2. 2? no, back. 1 + 2 = 3. 3? no, back. 1 + 3 = 4. 4? no, back. 1 + 4 = 5. 5? no, back. 1 + 5 = 6. Answer: 6"
+    again = " 30 - 12 = 18. 18 for 42? no, back." * 9
+    wide = " 1 + 1 = 2. 2 for 42? no, back. 1 + 2 = 3. 3 for 42? no, back. 1 + 3 = 4. 4 for 42? no, back. 1 + 4 = 5. 5 for 42? no, back. 1 + 5 = 6. Answer: 6"
     assert exploration([ITEM.reference, SEARCH, again, wide]) == [0.25, 0.5, 0.25, 1.0]
     assert longer([ITEM.reference, SEARCH, again]) == [pytest.approx(1 / 12), pytest.approx(2 / 12), pytest.approx(9 / 12)]
     right = solved([ITEM.reference, wide], facts=[json.dumps(ITEM.facts)] * 2)

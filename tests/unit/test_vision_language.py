@@ -18,6 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from data_fixtures import CHATML, write_jsonl
 from support import changed, make_model, numbers, program_of, snapshot
+from telos.algorithms.language import _rows
 from telos.algorithms.language._loop_rollouts import layout
 from telos.algorithms.language._sampling import Writer
 from telos.algorithms.run import resume, train
@@ -29,7 +30,7 @@ from telos.data.readers import read_rows
 from telos.data.tokenize import Limits, tokenize
 from telos.models.generation import Sampling, make_engine
 from telos.models.generation.lean import reason_against
-from telos.models.generation.native import NativeEngine
+from telos.models.generation.native import Mixture, NativeEngine
 from telos.models.language import LanguageModel, Lora
 from telos.models.packing import Answers
 from telos.models.vision_language import VisionLanguageModel, new_policy, pretrain_encoder
@@ -80,15 +81,18 @@ def sampled(model: VisionLanguageModel, rows: list[dict[str, Any]], n: int = 3, 
     return rollouts
 
 
-def by_transformers(model: VisionLanguageModel, folder: Path, rows: list[dict[str, Any]], rollouts: Any) -> list[torch.Tensor]:
-    """The log-probabilities of each answer's tokens from transformers' own processor and forward, one sequence at a time."""
+def by_transformers(model: VisionLanguageModel, folder: Path, rows: list[dict[str, Any]], rollouts: Any) -> dict[int, torch.Tensor]:
+    """The log-probabilities of each answer's tokens from transformers' own processor and forward, one sequence at a time; without answers that hold the
+    placeholder, which transformers takes for a missing picture."""
     theirs, processor = (
         AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval(),
         AutoProcessor.from_pretrained(folder),
     )
     theirs.load_state_dict(model.base.state_dict())
-    out = []
+    out = {}
     for i, row in enumerate(rollouts.row.tolist()):
+        if (rollouts.completion_ids[i] == model.images.token_id).any():
+            continue
         text, image = rows[row]["prompt"], decode(Path(rows[row]["image"]).read_bytes())
         given = processor(text=text if "<image>" in text else f"<image>{text}", images=image, add_special_tokens=False, return_tensors="pt")
         answer = rollouts.completion_ids[i, : rollouts.completion_length[i]]
@@ -96,7 +100,7 @@ def by_transformers(model: VisionLanguageModel, folder: Path, rows: list[dict[st
         with torch.no_grad():
             logits = theirs(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=given["pixel_values"]).logits[0]
         start = given["input_ids"].shape[1]
-        out.append(logits[start - 1 : -1].log_softmax(-1).gather(1, answer[:, None])[:, 0])
+        out[i] = logits[start - 1 : -1].log_softmax(-1).gather(1, answer[:, None])[:, 0]
     return out
 
 
@@ -110,8 +114,10 @@ def test_log_probabilities_are_those_of_transformers_own_forward(
     rollouts = sampled(model, rows, n=2)
     with torch.no_grad():
         ours = model.logprobs(layout(rollouts), packed=packed).logprobs
-    for mine, theirs in zip(ours, by_transformers(model, folder, rows, rollouts), strict=True):
-        torch.testing.assert_close(mine[: len(theirs)], theirs, atol=2e-5, rtol=1e-4)
+    theirs = by_transformers(model, folder, rows, rollouts)
+    assert len(theirs) > 0.7 * len(ours)
+    for i, expected in theirs.items():
+        torch.testing.assert_close(ours[i, : len(expected)], expected, atol=2e-5, rtol=1e-4)
 
 
 def test_another_picture_makes_another_answer(model: VisionLanguageModel, rows: list[dict[str, Any]]) -> None:
@@ -192,6 +198,7 @@ def test_micro_batches_packing_and_wider_padding_change_no_gradient(model: Visio
     whole = gradients(model, [rollouts], True)
     assert any("vision_tower" in name and bool(value.abs().max() > 0) for name, value in whole.items())
     assert any("projector" in name for name in whole)
+    largest = max(float(value.abs().max()) for value in whole.values())
     for parts, packed in (
         ([rollouts[:4], rollouts[4:11], rollouts[11:]], True),
         ([rollouts], False),
@@ -201,7 +208,7 @@ def test_micro_batches_packing_and_wider_padding_change_no_gradient(model: Visio
         other = gradients(model, parts, packed)
         assert other.keys() == whole.keys()
         for name, value in whole.items():
-            torch.testing.assert_close(other[name], value, atol=1e-4 * float(value.abs().max()) + 1e-7, rtol=1e-3)
+            torch.testing.assert_close(other[name], value, atol=1e-5 * largest, rtol=1e-3)
 
 
 def test_a_picture_that_several_prompts_show_has_one_number_and_is_encoded_once(
@@ -246,21 +253,21 @@ def test_a_saved_folder_is_opened_and_used_by_transformers_alone(
     model.save(tmp_path / "saved")
     script = """
 import json, sys, torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from PIL import Image
 folder, image, text = sys.argv[1:]
-model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+model, processor = LlavaForConditionalGeneration.from_pretrained(folder), LlavaProcessor.from_pretrained(folder)
 given = processor(text=text, images=Image.open(image), add_special_tokens=False, return_tensors="pt")
 with torch.no_grad():
     logits = model(input_ids=given["input_ids"], pixel_values=given["pixel_values"]).logits
-print(json.dumps([type(model).__name__, "telos" in sys.modules, logits[0, -1].tolist()]))
+print(json.dumps(["telos" in sys.modules, logits[0, -1].tolist()]))
 """
     row = rows[1]
     ran = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "saved"), row["image"], row["prompt"]], capture_output=True, text=True, check=True
     )
-    name, ours, logits = json.loads(ran.stdout.splitlines()[-1])
-    assert (name, ours) == ("LlavaForConditionalGeneration", False)
+    ours, logits = json.loads(ran.stdout.splitlines()[-1])
+    assert not ours
     prompt = torch.from_numpy(table_of(model, [row]).columns["prompt_ids"][0]).long()
     with torch.no_grad():
         mine = model.base(inputs_embeds=model.embed(prompt)[None]).logits[0, -1]
@@ -371,7 +378,8 @@ def test_supervised_training_takes_images_and_learns_only_the_answer(folder: Pat
     assert losses[-1] < 0.3 * losses[0]
 
 
-def test_the_bundled_scenes_train_such_a_model_by_name(folder: Path, tmp_path: Path) -> None:
+def test_the_bundled_scenes_train_such_a_model_by_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_rows, "_TESTBED_ROWS", 8)
     given = {"reward": ["gold:scenes"], "samples_per_prompt": 2, "minibatch_size": 4, "max_completion_length": 4, "batch_size": 2}
     given |= {"model": str(folder), "data": "scenes", "device": "cpu", "threads": 1, "steps": 1}
     run = train("grpo", given | {"out": str(tmp_path / "run")})
@@ -429,13 +437,11 @@ def test_conversations_and_several_images_are_taken(model: VisionLanguageModel, 
 
 
 def test_another_picture_under_the_same_path_is_another_table(model: VisionLanguageModel, rows: list[dict[str, Any]]) -> None:
-    from telos.algorithms.language._rows import fingerprint
-
-    first = fingerprint(table_of(model, rows))
-    assert fingerprint(table_of(model, rows)) == first
+    first = _rows.fingerprint(table_of(model, rows))
+    assert _rows.fingerprint(table_of(model, rows)) == first
     Path(rows[0]["image"]).write_bytes(encode_png(picture(99)))
     model.tokenizer.images = model._no_images()  # type: ignore[attr-defined]
-    assert fingerprint(table_of(model, rows)) != first
+    assert _rows.fingerprint(table_of(model, rows)) != first
 
 
 def refused(model: LanguageModel, rows: list[dict[str, Any]], match: str) -> None:
@@ -475,6 +481,8 @@ def test_a_model_without_vision_refuses_images_and_names_the_row(tmp_path: Path,
 def test_other_engines_and_a_folder_without_a_processor_are_refused(model: VisionLanguageModel, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--engine vllm is not fitted for images"):
         make_engine(model, "vllm")
+    with pytest.raises(UsageError, match="two models write together"):
+        NativeEngine(model, partner=Mixture(model, 0.5))
     model.save(tmp_path / "saved")
     (tmp_path / "saved" / "processor_config.json").unlink()
     with pytest.raises(UsageError, match="no image processor could be loaded"):

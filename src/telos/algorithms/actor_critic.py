@@ -62,7 +62,9 @@ class Agent(nn.Module):
         super().__init__()
         self.policy = policy
         self.networks = nn.ModuleDict(dict(networks))
-        self.targets = nn.ModuleDict({name: copy.deepcopy(self[name]).requires_grad_(False) for name in targets})
+        # Units are the policy's own, in slow copies too: they are shared, not copied.
+        shared = {} if policy.normaliser is None else {id(policy.normaliser): policy.normaliser}
+        self.targets = nn.ModuleDict({name: copy.deepcopy(self[name], dict(shared)).requires_grad_(False) for name in targets})
 
     def __getitem__(self, name: str) -> Any:
         return self.policy if name == "policy" else self.networks[name]

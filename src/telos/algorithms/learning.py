@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,8 @@ from telos.models.optimisers import Adan
 class OptimiserConfig(RunConfig):
     """Options of the optimiser."""
 
+    micro_batch_size: ClassVar[int] = 0  # where losses are sums over rows it is an option; those of control may look at a whole batch
     optimiser: Literal["adamw", "adan"] = "adamw"  # adan: adaptive Nesterov momentum (Xie et al. 2022)
-    micro_batch_size: int = 0  # rows in one forward–backward pass; 0 = the whole batch at once; changes memory, not gradients
     learning_rate: float = 1e-5  # its highest value in the run
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"  # after the warm-up, down to zero at the last step
     warmup_steps: int = 0  # steps over which the learning rate rises from zero
@@ -38,7 +38,7 @@ class OptimiserConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, ">= 0", "micro_batch_size", "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm")
+        require(self, ">= 0", "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm")
         require(self, ">= 0 and < 1", "adam_beta1", "adam_beta2")
         require(self, "> 0", "adam_epsilon")
         require(self, ">= 0", "adan_restart")

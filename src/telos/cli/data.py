@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from telos.cli import text
+from telos.cli import step_data, text
 from telos.cli.progress import Bar
 from telos.core.errors import Failure, UsageError
 
@@ -21,6 +21,19 @@ _EXAMPLE = 400  # characters of a value that are shown
 
 
 def make(arguments: Namespace) -> int:
+    from telos.catalogue.step_data import is_name, parse
+    from telos.environments.text.base import TESTBEDS
+
+    if is_name(arguments.testbed):
+        return step_data.make(arguments)
+    if arguments.testbed not in TESTBEDS and "-" in arguments.testbed:
+        parse(arguments.testbed)  # says what is wrong with it
+    for name in ("kind", "n"):
+        if getattr(arguments, name) is None:
+            raise UsageError(f"--{name} is missing")
+    for name in ("steps", "size", "behaviour"):
+        if getattr(arguments, name) is not None:
+            raise UsageError(f"--{name} is for data of control, such as cartpole-medium")
     out = Path(arguments.out)
     _check(arguments, out)
     from telos.environments.text.base import load_testbed
@@ -111,10 +124,15 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def inspect(arguments: Namespace) -> int:
     from telos.data.inspection import inspect as look
+    from telos.data.step_readers import holds_steps
     from telos.environments.text.base import TESTBEDS, load_testbed
     from telos.evaluation.report import visible
     from telos.models.language import load_tokenizer
 
+    if holds_steps(arguments.source):
+        return step_data.inspect(arguments)
+    if arguments.reference is not None:
+        raise UsageError("--reference is for data of control")
     source: Any = arguments.source
     if source in TESTBEDS and not Path(source).exists():
         from telos.algorithms.language._rows import testbed_rows

@@ -33,7 +33,6 @@ class Replay:
         *,
         slack: int = 0,
         folder: Path | None = None,
-        resume: bool = False,
     ) -> None:
         self.copies = copies
         self.capacity = -(-capacity // copies)  # in rows
@@ -49,9 +48,9 @@ class Replay:
             "ended": ((), np.bool_),
         }
         for name, (shape, kind) in plan.items():
-            self._arrays[name] = self._array(name, (self.rows, copies, *shape), np.dtype(kind), folder, resume)
+            self._arrays[name] = self._array(name, (self.rows, copies, *shape), np.dtype(kind), folder)
 
-    def _array(self, name: str, shape: tuple[int, ...], kind: np.dtype, folder: Path | None, resume: bool) -> np.ndarray:
+    def _array(self, name: str, shape: tuple[int, ...], kind: np.dtype, folder: Path | None) -> np.ndarray:
         if folder is None:
             return np.zeros(shape, kind)
         folder.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,7 @@ from telos.data.chat import (
     use_template,
 )
 from telos.data.formats import BadRow, Counts, Examples, Format, OnBadRow, Pairing, read_examples
+from telos.data.images import shown
 from telos.data.readers import read_rows
 
 Overlong = Literal["truncate", "drop", "error"]
@@ -179,9 +180,10 @@ def tokenize(examples: Examples, tokenizer: Any, limits: Limits | None = None, *
         "stepwise": _encode_steps,
         "ranked": _encode_ranked,
     }.get(examples.format, _encode_answer_rows)
+    examples, with_images = shown(examples, tokenizer)
     rows = _Rows(examples, tokenizer, limits, step_separator)
     encode(rows)
-    return rows.table()
+    return with_images(rows.table())
 
 
 def _check_limits(format: Format, limits: Limits) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import gymnasium
@@ -124,6 +124,8 @@ class Driver:
         Raises `Failure` for rewards or observations that are not finite.
         """
         outcome = self.environments.step(actions)
+        if (outcome.terminated & outcome.truncated).any():
+            outcome = replace(outcome, truncated=outcome.truncated & ~outcome.terminated)
         self._check(outcome)
         self.total += outcome.reward
         self.length += 1

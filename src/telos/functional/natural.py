@@ -72,12 +72,15 @@ def line_search(
     """Moves `parameters` by the largest of `step`, shrink · step, shrink² · step … that raises the surrogate and keeps the KL divergence within `limit`;
     where none does they stay as they are."""
     before, _ = gain_and_kl()
+    kept = [parameter.detach().clone() for parameter in parameters]
     share = 1.0
     for _ in range(tries):
         add_to(parameters, step, share)
         gain, kl = gain_and_kl()
         if gain > before and kl <= limit:
             return Searched(share, gain - before, kl)
-        add_to(parameters, step, -share)
+        with torch.no_grad():
+            for parameter, value in zip(parameters, kept):
+                parameter.copy_(value)
         share *= shrink
     return Searched(0.0, 0.0, 0.0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import copy
+from typing import Any, Protocol
 
 import torch
 from gymnasium.spaces import Box
@@ -62,6 +63,9 @@ class Normalised(nn.Module):
         super().__init__()
         self.network = network
         self.units = [normaliser]  # in a list: shared, not owned
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Normalised:
+        return Normalised(copy.deepcopy(self.network, memo), self.units[0])
 
     def forward(self, observation: Tensor, *rest: Tensor) -> Tensor:
         return self.network(self.units[0](observation), *rest)

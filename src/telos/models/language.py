@@ -17,7 +17,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 
 from telos.core.errors import UsageError
 from telos.functional.sequence import linear_logprobs
@@ -25,6 +32,7 @@ from telos.models import packing
 from telos.models.packing import Answers
 
 TINYLM = Path(__file__).parent.parent / "assets" / "tinylm"
+VISION = ("llava",)  # architectures that look at images, see `vision_language`
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -92,6 +100,17 @@ def load_pretrained(auto_class: Any, source: str, **arguments: Any) -> Any:
     raise AssertionError
 
 
+def _auto_class(source: str) -> Any:
+    """What opens the model in a folder or on the hub. Raises `UsageError` when its configuration cannot be read."""
+    try:
+        config = AutoConfig.from_pretrained(resolve(source), trust_remote_code=False)
+    except Exception as error:
+        raise UsageError(f"--model {source}: {_first_line(error)}") from None
+    if config.model_type in VISION:
+        return AutoModelForImageTextToText
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
 def choose_device(device: str) -> torch.device:
     """`auto` is the GPU when there is one. Raises `UsageError` for cuda without one."""
     if device == "cuda" and not torch.cuda.is_available():
@@ -108,6 +127,8 @@ def _rescales(config: Any) -> bool:
 
 class LanguageModel(nn.Module):
     """A model with its tokenizer. `parameters()` that require a gradient are the ones trained."""
+
+    sees = False  # whether prompts hold images
 
     def __init__(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, source: str, precision: Precision = "auto", device: str = "cpu"
@@ -151,16 +172,15 @@ class LanguageModel(nn.Module):
                 )
 
             base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-            model = PeftModel.from_pretrained(load_pretrained(AutoModelForCausalLM, base), str(path), is_trainable=True)
+            model = PeftModel.from_pretrained(load_pretrained(_auto_class(base), base), str(path), is_trainable=True)
         else:
-            try:
-                config = AutoConfig.from_pretrained(str(path) if path.exists() else resolve(source), trust_remote_code=False)
-            except Exception as error:
-                raise UsageError(f"--model {source}: {_first_line(error)}") from None
-            model = load_pretrained(AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM, source)
+            model = load_pretrained(_auto_class(source), source)
+        kind = cls
+        if model.config.model_type in VISION:
+            from telos.models.vision_language import VisionLanguageModel as kind
         if lora is not None:
             model = add_lora(model, lora)
-        found = cls(model, words, source, precision, device)
+        found = kind(model, words, source, precision, device)
         found.has_new_adapter = lora is not None
         return found
 
@@ -320,6 +340,10 @@ class LanguageModel(nn.Module):
         """The stack below the output layer."""
         return self.base.get_decoder()
 
+    def inputs(self, ids: Tensor) -> dict[str, Tensor]:
+        """What the decoder takes for tokens."""
+        return {"input_ids": ids}
+
     def _packed_states(self, answers: Answers) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
         tree = packing.pack(answers)
         return self.packed_hidden(tree)[tree.predict], tree.target, tree.cell, tree.shape
@@ -328,12 +352,13 @@ class LanguageModel(nn.Module):
         """[T, d], the last hidden state of every token of a packed batch."""
         # A 4-dimensional mask is handed through as it is; the attention over trees needs none.
         nothing = torch.empty(1, 1, 1, 1, device=tree.ids.device)
-        out = self.decoder()(input_ids=tree.ids[None], position_ids=tree.position[None], attention_mask=nothing, use_cache=False, tree=tree)
+        given = self.inputs(tree.ids[None])
+        out = self.decoder()(**given, position_ids=tree.position[None], attention_mask=nothing, use_cache=False, tree=tree)
         return out.last_hidden_state[0]
 
     def _padded_states(self, answers: Answers) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
         ids, mask, own = _rows(answers)
-        out = self.decoder()(input_ids=ids, attention_mask=mask.long(), use_cache=False)
+        out = self.decoder()(**self.inputs(ids), attention_mask=mask.long(), use_cache=False)
         row, column = answers.mask.nonzero(as_tuple=True)
         hidden = out.last_hidden_state[row, own[row] + column - 1]
         return hidden, answers.ids[row, column], row * answers.ids.shape[1] + column, tuple(answers.ids.shape)  # type: ignore[return-value]

@@ -75,13 +75,24 @@ class EnsembleLinear(nn.Module):
         return torch.baddbmm(self.bias, x.expand(len(self.weight), *x.shape[-2:]), self.weight)
 
 
+class EnsembleNorm(nn.Module):
+    """Layer normalisation with weights of its own for each of E members, [E, B, size]."""
+
+    def __init__(self, members: int, size: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(members, 1, size)), nn.Parameter(torch.zeros(members, 1, size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.layer_norm(x, x.shape[-1:]) * self.weight + self.bias
+
+
 def ensemble(members: int, sizes: Sequence[int], activation: Activation = "relu", *, layer_norm: bool = False) -> nn.Sequential:
     """`members` perceptrons side by side: [B, in] to [E, B, out]."""
     layers: list[nn.Module] = []
     for i, (wide, out) in enumerate(itertools.pairwise(sizes)):
         layers.append(EnsembleLinear(members, wide, out))
         if i < len(sizes) - 2:
-            layers += [nn.LayerNorm(out)] if layer_norm else []
+            layers += [EnsembleNorm(members, out)] if layer_norm else []
             layers.append(_ACTIVATIONS[activation]())
     return nn.Sequential(*layers)
 
@@ -129,7 +140,7 @@ class Normaliser(nn.Module):
 
 
 def _silu(x: np.ndarray) -> np.ndarray:
-    return x / (1 + np.exp(-x))
+    return x * (0.5 + 0.5 * np.tanh(x / 2))  # no exponential that overflows
 
 
 _FAST: dict[type[nn.Module], Callable[[np.ndarray], np.ndarray]] = {
@@ -167,3 +178,16 @@ class Fast:
         for layer in self.layers:
             x = layer(x) if callable(layer) else x @ layer[0] + layer[1]
         return x
+
+
+class Cached:
+    """The `Fast` form of a network, made anew when the network's weights lie elsewhere: after a copy, or on another device."""
+
+    def __init__(self) -> None:
+        self._place, self._made = -1, None
+
+    def of(self, network: nn.Sequential) -> Fast | None:
+        place = next(network.parameters()).data_ptr()
+        if place != self._place:
+            self._place, self._made = place, Fast.of(network)
+        return self._made

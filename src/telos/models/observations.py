@@ -24,8 +24,7 @@ class Reader:
         self.picture = _is_picture(space)
         self.slices: dict[str, slice] = {}
         if self.picture:
-            height, width, channels = _picture_shape(space)
-            self.shape: tuple[int, ...] = (channels, height, width)
+            self.shape: tuple[int, ...] = _picture_shape(space)
             return
         if isinstance(space, Dict):
             start = 0
@@ -52,6 +51,8 @@ class Reader:
     def __call__(self, observation: Observation) -> np.ndarray:
         if self.picture:
             assert isinstance(observation, np.ndarray)
+            if _channels_first(self.space):
+                return np.ascontiguousarray(observation)
             pictures = observation if observation.ndim == 4 else observation[..., None]
             return np.ascontiguousarray(np.moveaxis(pictures, -1, 1))
         if isinstance(observation, dict):
@@ -76,7 +77,8 @@ def _vector(values: np.ndarray, space: gymnasium.Space) -> np.ndarray:
     if isinstance(space, Discrete):
         return np.eye(int(space.n), dtype=np.float32)[values.astype(np.int64) - int(space.start)]
     if isinstance(space, MultiDiscrete):
-        parts = [np.eye(int(n), dtype=np.float32)[values[:, i].astype(np.int64)] for i, n in enumerate(space.nvec)]
+        chosen = values.astype(np.int64) - space.start
+        parts = [np.eye(int(n), dtype=np.float32)[chosen[:, i]] for i, n in enumerate(space.nvec)]
         return np.concatenate(parts, 1)
     return values.reshape(len(values), -1).astype(np.float32, copy=False)
 
@@ -93,11 +95,26 @@ def _size(space: gymnasium.Space) -> int:
     raise UsageError(f"observations of the space {space} cannot be read")
 
 
+_MOST_CHANNELS = 16  # of a picture whose channels come first, as stacks of frames have them
+_SMALLEST = 16  # pixels of a picture's side
+
+
 def _is_picture(space: gymnasium.Space) -> bool:
-    return isinstance(space, Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3) and min(space.shape[:2]) >= 16
+    """Whether a space is one of pictures: bytes [H, W], [H, W, C] or [C, H, W]."""
+    if not isinstance(space, Box) or space.dtype != np.uint8 or len(space.shape) not in (2, 3):
+        return False
+    return min(space.shape[1:] if _channels_first(space) else space.shape[:2]) >= _SMALLEST
+
+
+def _channels_first(space: gymnasium.Space) -> bool:
+    assert space.shape is not None
+    return len(space.shape) == 3 and space.shape[0] <= _MOST_CHANNELS and min(space.shape[1:]) >= _SMALLEST
 
 
 def _picture_shape(space: gymnasium.Space) -> tuple[int, int, int]:
+    """(channels, height, width)"""
     assert space.shape is not None
+    if _channels_first(space):
+        return space.shape  # type: ignore[return-value]
     height, width, *channels = space.shape
-    return height, width, channels[0] if channels else 1
+    return (channels[0] if channels else 1), height, width

@@ -8,12 +8,11 @@ A folder holds `policy.safetensors` and `policy.json` (kind, spaces, sizes). Not
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import gymnasium
 import numpy as np
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from telos.core.errors import UsageError
 from telos.functional.distributions import Categorical, Distribution, Gaussian, MultiCategorical, TanhGaussian
-from telos.models.networks import Activation, Fast, Normaliser, Pixels, perceptron
+from telos.models.networks import Activation, Cached, Fast, Normaliser, Pixels, perceptron
 from telos.models.observations import Reader, batched
 
 Kind = Literal["stochastic", "squashed", "deterministic", "values"]
@@ -58,12 +57,17 @@ class Policy(nn.Module):
         wide = self.pixels.size if self.pixels is not None else self.reader.size
         outputs = _outputs(action_space, shape)
         gains = (math.sqrt(2), 0.01) if shape.orthogonal else None
+        self._fast = Cached()
         self.body = perceptron((wide, *shape.hidden, outputs), shape.activation, gains=gains, layer_norm=shape.layer_norm)
         if shape.kind == "stochastic" and isinstance(action_space, Box):
             self.log_std = nn.Parameter(torch.full((outputs,), shape.log_std_init))
         if isinstance(action_space, Box):
             low, high = (np.asarray(edge, np.float32).reshape(-1) for edge in (action_space.low, action_space.high))
-            self._middle, self._half = (low + high) / 2, (high - low) / 2
+            if not np.isfinite([low, high]).all():
+                raise UsageError(
+                    f"the action space {action_space} has no finite bounds; wrap the environment in gymnasium.wrappers.ClipAction"
+                )
+            self._low, self._high, self._middle, self._half = low, high, (low + high) / 2, (high - low) / 2
 
     @property
     def action_size(self) -> int:
@@ -105,15 +109,16 @@ class Policy(nn.Module):
 
     # -- acting -------------------------------------------------------------------------------------------------------------------------------
 
-    @functools.cached_property
+    @property
     def fast(self) -> Fast | None:
         """The perceptron as NumPy evaluates it, where it can."""
-        return Fast.of(self.body) if self.pixels is None and not self.shape.dueling else None
+        return self._fast.of(self.body) if self.pixels is None and not self.shape.dueling else None
 
     def outputs(self, read: np.ndarray) -> np.ndarray:
         """The network's outputs for observations as the reader gave them, [N, outputs] float32, without gradient."""
-        if self.fast is not None:
-            return self.fast(read if self.normaliser is None else self.normaliser.of_array(read))
+        fast = self.fast
+        if fast is not None:
+            return fast(read if self.normaliser is None else self.normaliser.of_array(read))
         with torch.no_grad():
             return self(torch.from_numpy(read).to(next(self.parameters()).device)).cpu().numpy()
 
@@ -159,10 +164,9 @@ class Policy(nn.Module):
         space = self.action_space
         if isinstance(space, Box):
             inside = action * self._half + self._middle if self.shape.kind in ("squashed", "deterministic") else action
-            return np.clip(inside, self._middle - self._half, self._middle + self._half).reshape(-1, *space.shape).astype(space.dtype)
-        if isinstance(space, Discrete):
-            return action.astype(np.int64) + int(space.start)
-        return action.astype(np.int64)
+            return np.clip(inside, self._low, self._high).reshape(-1, *space.shape).astype(space.dtype)
+        assert isinstance(space, (Discrete, MultiDiscrete))
+        return action.astype(np.int64) + space.start
 
     def from_environment(self, action: np.ndarray) -> np.ndarray:
         """The inverse of `to_environment` for actions inside the bounds: what networks read and losses compare, [N, …]."""
@@ -170,7 +174,8 @@ class Policy(nn.Module):
         if isinstance(space, Box):
             flat = np.asarray(action, np.float32).reshape(len(action), -1)
             return (flat - self._middle) / self._half if self.shape.kind in ("squashed", "deterministic") else flat
-        return np.asarray(action, np.int64) - (int(space.start) if isinstance(space, Discrete) else 0)
+        assert isinstance(space, (Discrete, MultiDiscrete))
+        return np.asarray(action, np.int64) - space.start
 
     # -- on disk ------------------------------------------------------------------------------------------------------------------------------
 
@@ -192,11 +197,15 @@ class Policy(nn.Module):
         folder = Path(folder)
         try:
             described = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
+            if described["format"] != 1:
+                raise ValueError(f"it is of format {described['format']}, which a later version of Telos writes")
             given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in described["shape"].items()}
             shape = Shape(**given)
+            if shape.kind not in get_args(Kind):
+                raise ValueError(f"there is no kind of policy {shape.kind!r}")
             policy = cls(read_space(described["observation_space"]), read_space(described["action_space"]), shape)
             policy.load_state_dict(load_file(folder / "policy.safetensors"))
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             raise UsageError(f"{folder} holds no whole policy: {error}") from error
         return policy.requires_grad_(False)
 
@@ -219,6 +228,8 @@ class Policy(nn.Module):
 
 def _outputs(space: gymnasium.Space, shape: Shape) -> int:
     continuous = isinstance(space, Box)
+    if not isinstance(space, (Box, Discrete, MultiDiscrete)) or (isinstance(space, MultiDiscrete) and space.nvec.ndim != 1):
+        raise UsageError(f"policies act in Box, Discrete and one-dimensional MultiDiscrete spaces; the environment's actions are {space}")
     if shape.kind in ("squashed", "deterministic") and not continuous:
         raise UsageError(f"this method acts in continuous spaces (Box); the environment's actions are {space}")
     if shape.kind == "values" and not isinstance(space, Discrete):
@@ -238,7 +249,7 @@ def describe_space(space: gymnasium.Space) -> dict[str, Any]:
     if isinstance(space, Discrete):
         return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
     if isinstance(space, MultiDiscrete):
-        return {"kind": "MultiDiscrete", "nvec": space.nvec.tolist()}
+        return {"kind": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
     if isinstance(space, MultiBinary):
         return {"kind": "MultiBinary", "n": space.n if isinstance(space.n, int) else list(space.n)}
     assert isinstance(space, Box)
@@ -257,7 +268,7 @@ def read_space(described: dict[str, Any]) -> gymnasium.Space:
     if kind == "Discrete":
         return Discrete(described["n"], start=described["start"])
     if kind == "MultiDiscrete":
-        return MultiDiscrete(described["nvec"])
+        return MultiDiscrete(described["nvec"], start=described["start"])
     if kind == "MultiBinary":
         return MultiBinary(described["n"])
     dtype = np.dtype(described["dtype"])

@@ -36,6 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from telos.algorithms.language._forced import Forcing, progress_of_steps
 from telos.algorithms.language._options import TrainingConfig, load_policy, lora_of
 from telos.algorithms.language._roles import Learner, Reference, Scorer, micro_batches
 from telos.algorithms.language._rows import answered_prompts_table, prompts_table, supervised_table
@@ -123,7 +124,9 @@ class CriticConfig(RolloutsConfig):
 class StepRewardConfig(CutConfig):
     """Options of methods that also learn from rewards of an answer's steps."""
 
-    process_reward: str | None = None  # what scores steps: a process reward model, value:FOLDER, or implicit:POLICY[,REFERENCE]
+    process_reward: str | None = (
+        None  # what scores steps: a process reward model, value:FOLDER, implicit:POLICY[,REFERENCE], or forced:ANSWERS[,TOKENS]
+    )
     process_coef: float = 1.0  # weight of the steps' rewards beside the answer's own
     process_beta: float | None = None  # scale of an implicit process reward, > 0; default: 0.05
     process_clip: float | None = None  # η: a step is paid min(score - η, 0), so that more steps never pay; default: the score itself
@@ -216,9 +219,12 @@ class Program:
         if config.reference_share and self.reference is not None and self.reference.workers[0].shared:
             raise UsageError("--reference_share: the reference is the policy without its adapter and has no weights that could move")
         self.teacher = backend.place(lambda: Reference(self.model, config.teacher)) if "teacher" in method.needs else None  # type: ignore[attr-defined]
-        self.steps = (
-            backend.place(lambda: self._step_scorer(config)) if isinstance(config, StepRewardConfig) and config.process_reward else None
-        )
+        self.steps = self.forcing = None
+        if isinstance(config, StepRewardConfig) and config.process_reward:
+            self.forcing = Forcing.read(config.process_reward)
+            if self.forcing is not None and config.process_beta is not None:
+                raise UsageError("--process_beta scales implicit rewards alone; it has no effect on forced answers")
+            self.steps = backend.place(lambda: self._step_scorer(config)) if self.forcing is None else None
         self.critic = None
         if "critic" in method.needs:
             assert isinstance(config, CriticConfig)
@@ -317,7 +323,7 @@ class Program:
             raise NotFinite(f"iteration {index + 1}: a reward is not finite", self.last_batch)
         if len(rollouts) == 0 or (c.mask_truncated and not bool(scored.valid.any()) and not bool(rollouts.ended.any())):
             return metrics | {"iterations/skipped": 1.0}
-        scored = self._informed(rollouts, scored)
+        scored = self._informed(index, rollouts, scored)
         if scored.reference is not None and bool(scored.valid.any()):
             metrics["kl"] = float(sequence_kl(scored.logprobs, scored.reference, scored.mask)[scored.valid].mean())
         if scored.dense is not None and scored.steps is not None and bool(scored.valid.any()):
@@ -371,7 +377,7 @@ class Program:
         mask = rollouts.action_mask & usable[:, None]
         return Scored(mask, rollouts.logprobs, None, None, rollouts.reward, rollouts.ended, rollouts.group, greedy=rollouts.greedy_reward)
 
-    def _informed(self, rollouts: Rollouts, scored: Scored) -> Scored:
+    def _informed(self, index: int, rollouts: Rollouts, scored: Scored) -> Scored:
         """With what other models say of the answers."""
         c = self.config
         under = {"layout": layout, "kinds": 1, "micro_batch_size": c.micro_batch_size, "temperature": c.temperature}
@@ -382,12 +388,22 @@ class Program:
             found["teacher"] = self.teacher.call("logprobs", rollouts, **under).squeeze(1)
         if self.critic is not None:
             found["values"] = self.critic.call("values", rollouts, micro_batch_size=c.micro_batch_size)
-        if self.steps is not None:
+        if self.steps is not None or self.forcing is not None:
             assert isinstance(c, StepRewardConfig)
-            scores, steps = self.steps.call("score", rollouts)
+            scores, steps = self._forced_progress(index, rollouts) if self.steps is None else self.steps.call("score", rollouts)
             found["steps"] = steps = steps & scored.mask
             found["dense"] = c.process_coef * refine(scores, steps, c.process_clip, c.process_delta)
         return dataclasses.replace(scored, **found)
+
+    def _forced_progress(self, index: int, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
+        def judge(answers: Rollouts, texts: list[str]) -> Tensor:
+            return score(self.reward, self.table, answers, texts)[0].values
+
+        c = self.config
+        assert isinstance(c, StepRewardConfig)
+        assert self.forcing is not None
+        options: dict[str, Any] = {"cut": cut_of(c), "sampling": self.sampling, "seed": derive(c.seed, "forced answers", index)}
+        return progress_of_steps(rollouts, self.writer, self.model, judge, self.forcing, **options)[:2]
 
     def _sample(self, index: int, round_: int) -> tuple[Rollouts, dict[str, float]]:
         """Answers to the next prompts with their rewards, and how many rows had none."""

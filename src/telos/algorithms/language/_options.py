@@ -35,6 +35,7 @@ class TrainingConfig(OptimiserConfig, LanguageConfig):
     """Options of everything that takes optimiser steps."""
 
     batch_size: int = 16  # rows of the data in one optimiser step, over all micro-batches and workers
+    micro_batch_size: int = 0  # rows in one forward–backward pass; 0 = the whole batch at once; changes memory, not gradients
     gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, about a third more time
     lora_rank: int = 0  # 0 trains all weights; above 0, low-rank adapters of this rank (Hu et al. 2021)
     lora_alpha: float = 16.0  # scale of the adapters, over the rank
@@ -50,6 +51,7 @@ class TrainingConfig(OptimiserConfig, LanguageConfig):
                 if getattr(self, name) != TrainingConfig.__dataclass_fields__[name].default:
                     raise UsageError(f"--{name} has no effect while --lora_rank is 0; give a rank")
         require(self, ">= 1", "batch_size")
+        require(self, ">= 0", "micro_batch_size")
 
 
 def lora_of(config: TrainingConfig) -> Lora | None:

@@ -16,10 +16,11 @@ from telos.algorithms.language._options import LanguageConfig
 from telos.core.errors import UsageError
 from telos.core.run import Run
 from telos.data.formats import Examples, Format, read_examples
+from telos.data.images import located
 from telos.data.preferences import Scorer, revision_prompt, reward_augmented, unpaired, with_scores
 from telos.data.readers import read_rows
 from telos.data.tokenize import Limits, Table, tokenize
-from telos.environments.text.base import TESTBEDS, Split, TextTestbed, load_testbed
+from telos.environments.text.base import TESTBEDS, Split, TextTestbed, item_columns, load_testbed
 
 _VERSIONS = "versions of the answers"
 _ANSWER = "the data's answer"
@@ -31,7 +32,7 @@ def testbed_rows(testbed: TextTestbed, split: Split, n: int | None, seed: int, w
     rows = []
     for item in testbed.items(split, n, seed):
         row = {"prompt": item.prompt, "facts": json.dumps(item.facts), "reference": item.reference, "testbed": testbed.name}
-        rows.append(row | ({"completion": item.reference} if with_reference else {}))
+        rows.append(row | item_columns(testbed, item) | ({"completion": item.reference} if with_reference else {}))
     return rows
 
 
@@ -62,7 +63,7 @@ def _table(
     step_separator: Callable[[Examples], str] | None = None,
 ) -> Table:
     """Reads, checks and encodes; `change` works on the checked rows before they are encoded. `step_separator`: what closes the steps of stepwise rows."""
-    rows = read_rows(_source(config, source, option, wanted))
+    rows = located(read_rows(_source(config, source, option, wanted)), source)
     examples = read_examples(rows, wanted, on_bad_row=config.on_bad_row)
     if change is not None:
         examples = change(examples)

@@ -14,7 +14,7 @@ may make answers no longer than the answers themselves could be. Prefixes that s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -66,11 +66,15 @@ def estimate_successes(
     sampling: Sampling,
     seed: int,
     batch: int = 512,
+    closing: Sequence[int] = (),
+    room: int | None = None,
 ) -> tuple[list[Successes], int]:
     """`Successes` of each of N answers, and how many tokens were generated for them.
 
     `ends[i]`: the last tokens of answer i's steps; `outcomes` [N]: what `judge` says of the answers. `completer` writes `completions` answers from each
     prefix; an answer with all that stands before it has at most `sampling.max_new_tokens` tokens. `model` decodes. `batch`: completions in one call.
+    `closing`: tokens that are written after each prefix before the completer goes on. `room`: how many tokens it may then write (as many more as a prefix is
+    shorter than the longest in its call), instead of the bound on the whole answer.
     """
     prompts, tokens = _rows(answers.prompt_ids, answers.prompt_length), _rows(answers.completion_ids, answers.completion_length)
     prompt_of = dict(zip(answers.row.tolist(), prompts, strict=True))
@@ -78,15 +82,19 @@ def estimate_successes(
         [(row, tuple(ids[:length])) for length in (0, *(end + 1 for end in cuts[:-1]))]
         for row, ids, cuts in zip(answers.row.tolist(), tokens, ends, strict=True)
     ]
+    asked_of = {key for row in keys for key in row}
+    # What is written behind a prefix may fill the context, and then nothing is known; what was sampled has always left room.
+    full = {key for key in asked_of if closing and len(prompt_of[key[0]]) + len(key[1]) + len(closing) >= model.context}
     # Like lengths in one call: they have about the same room left.
-    order = sorted({key for row in keys for key in row}, key=lambda key: (len(key[1]), key))
-    size, spent, found = max(1, batch // completions), 0, {}
+    order = sorted(asked_of - full, key=lambda key: (len(key[1]), key))
+    size, spent, found = max(1, batch // completions), 0, dict.fromkeys(full, torch.zeros(2, dtype=torch.int64))
     for start in range(0, len(order), size):
         asked = order[start : start + size]
         ids, length = pad_1d([prompt_of[row] for row, _ in asked])
         where = Prompts(prompt_ids=ids, prompt_length=length, row=torch.tensor([row for row, _ in asked]), batch_size=[len(asked)])
-        begun = [list(prefix) for _, prefix in asked]
-        options = {"sampling": sampling, "n": completions, "seed": derive(seed, "completions", start)}
+        begun = [[*prefix, *closing] for _, prefix in asked]
+        limit = sampling if room is None else replace(sampling, max_new_tokens=max(map(len, begun)) + room)
+        options = {"sampling": limit, "n": completions, "seed": derive(seed, "completions", start)}
         whole, texts = completer.call("write", where.to(answers.prompt_ids.device), begun, **options)
         spent += int(whole.action_mask.sum())
         said = judge(whole, texts).view(len(asked), completions)

@@ -20,7 +20,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Dict, Discrete
+from gymnasium.spaces import Dict, Discrete, MultiDiscrete
 
 from telos.algorithms.actor_critic import ActorCriticConfig, Agent, Improver, StoredStepsConfig
 from telos.algorithms.control import ControlProgram, EnvironmentConfig, open_environments
@@ -139,10 +139,12 @@ def returns_to_go(reward: np.ndarray, ended: np.ndarray, gamma: float) -> np.nda
 
 
 def shape_of(space: gymnasium.Space) -> Any:
-    """What two spaces must share so that one policy fits both: the numbers' shape, or how many choices there are."""
+    """What two spaces must share so that one policy fits both: the numbers' shape, or which choices there are."""
     if isinstance(space, Dict):
         return {key: shape_of(part) for key, part in space.spaces.items()}
-    return int(space.n) if isinstance(space, Discrete) else space.shape
+    if isinstance(space, Discrete):
+        return int(space.n), int(space.start)
+    return (space.nvec.tolist(), space.start.tolist()) if isinstance(space, MultiDiscrete) else space.shape
 
 
 class Program(ControlProgram):
@@ -153,7 +155,8 @@ class Program(ControlProgram):
         self.config = config
         if not config.data:
             raise UsageError("--data is missing: give a Minari folder or id, a D4RL HDF5 file, an OGBench npz file, or a run's folder")
-        steps = read_steps(config.data)
+        # The environment's spaces complete those that a file does not tell; with options it may have others than by default.
+        steps = read_steps(config.data, env=None if config.env_options else config.env or None)
         self.env = config.env or steps.env or ""
         environments = open_environments(config, 1, env=self.env) if self.env else None
         spaces = (

@@ -3,7 +3,8 @@
     critics  (Q_i(s, a) − r − γ min_j Q̄_j(s′, a′))²,   a′ ~ π                                                    (Nair et al. 2020, eq. 4)
     policy   −exp((Q(s, a) − V(s)) / λ) log π(a|s),   V(s) = min_j Q_j(s, a″), a″ ~ π, Q the smaller one, too          (eq. 13)
 
-The weights are normalised over the batch by a softmax, as in the authors' code, and scaled by its size, so that their mean is 1.
+The weights are normalised over the batch by a softmax, as in the authors' code, and scaled by its size, so that their mean is 1. Critics are asked of
+actions as the Gaussian gives them, also beyond the bounds to which the environment would clip them.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ class OffPolicyConfig(ActorCriticConfig, ControlConfig):
     iteration_steps: int = 1000  # environment steps that are logged, and may be checkpointed, together
     start_steps: int = 10_000  # environment steps before the first improvement
     random_steps: int = 10_000  # environment steps whose actions are uniformly random
-    train_every: int = 1  # environment steps between improvements; at least one of all copies
-    improvements: int = 1  # made each time
+    train_every: int = 1  # environment steps, over all copies, for each round of improvements
+    improvements: int = 1  # in a round
     replay_size: int = 1_000_000  # steps that are remembered
     replay_on_disk: bool = True  # in files of the run's folder, mapped into memory; false keeps them in memory and in every checkpoint
     n_step: int = 1  # rewards that are summed before the value of what follows
@@ -59,9 +59,7 @@ class OffPolicyConfig(ActorCriticConfig, ControlConfig):
     @property
     def all_improvements(self) -> int:
         """How many improvements a run makes."""
-        return max(
-            1, (self.program_steps * self.iteration_steps - self.start_steps) // max(self.train_every, self.num_envs) * self.improvements
-        )
+        return max(0, self.program_steps * self.iteration_steps - self.start_steps) // self.train_every * self.improvements
 
 
 class Program(ControlProgram):
@@ -75,7 +73,7 @@ class Program(ControlProgram):
         self.agent: Agent = method.build(config, environments.observation_space, environments.action_space).to(self.device)
         self.policy = self.agent.policy
         self.driver = Driver(environments, config.seed)
-        self.improver = Improver(method, config, self.agent, config.all_improvements, make_backend(config.backend))
+        self.improver = Improver(method, config, self.agent, max(1, config.all_improvements), make_backend(config.backend))
         slack = config.iteration_steps * (config.checkpoint_every or config.program_steps)
         size = min(config.replay_size, config.program_steps * config.iteration_steps)
         sample = self.policy.from_environment(np.stack([environments.action_space.sample()]))
@@ -89,7 +87,6 @@ class Program(ControlProgram):
         )
         self.priorities = Priorities(self.replay.capacity * config.num_envs) if config.prioritized else None
         self.highest = 1.0
-        self.owed = 0  # environment steps since the last improvement
 
     def plan(self) -> dict[str, Any]:
         """Which size is which, for the user to read before the first step."""
@@ -116,12 +113,10 @@ class Program(ControlProgram):
         metrics: dict[str, float] = {}
         for t in range(c.iteration_steps // c.num_envs):
             episodes += self._act(chance, actions)
-            self.owed += c.num_envs
-            if self.driver.steps > c.start_steps and self.owed >= c.train_every:
-                self.owed = 0
-                for _ in range(c.improvements):
-                    told = t == c.iteration_steps // c.num_envs - 1 or not metrics
-                    metrics |= self._improve(chance, noise, told)
+            due = max(0, self.driver.steps - c.start_steps) // c.train_every * c.improvements
+            while self.improver.done < due:
+                told = t == c.iteration_steps // c.num_envs - 1 or not metrics
+                metrics |= self._improve(chance, noise, told)
         found = {"environment_steps": float(self.driver.steps), "improvements": float(self.improver.done), **describe_episodes(episodes)}
         found |= self.evaluate_if_due(index)
         return found | metrics
@@ -181,7 +176,7 @@ class Program(ControlProgram):
     # -- continuing -----------------------------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        state = {"improver": self.improver.state(), "driver": self.driver.state(), "replay": self.replay.state(), "owed": self.owed}
+        state = {"improver": self.improver.state(), "driver": self.driver.state(), "replay": self.replay.state()}
         if self.priorities is not None:
             state |= {"priorities": self.priorities.tree, "highest": self.highest}
         return state
@@ -190,7 +185,6 @@ class Program(ControlProgram):
         self.improver.load(state["improver"])
         self.driver.load(state["driver"])
         self.replay.load(state["replay"])
-        self.owed = int(state["owed"])
         if self.priorities is not None:
             self.priorities.tree = np.array(state["priorities"])
             self.highest = float(state["highest"])

@@ -10,7 +10,6 @@ The critic's value of the state that a step led to is taken of that very state, 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from telos.algorithms.control import ControlConfig, ControlProgram, describe_episodes, open_environments
 from telos.algorithms.learning import Learner, OptimiserConfig
 from telos.core.config import require
-from telos.core.errors import UsageError
+from telos.core.errors import Failure, UsageError
 from telos.core.method import Method
 from telos.core.run import Run
 from telos.core.seeds import numpy_generator, torch_generator
@@ -32,7 +31,7 @@ from telos.environments.base import Driver, Episode, take
 from telos.functional.distributions import Distribution, Gaussian
 from telos.functional.reduction import Denominators, Losses, means
 from telos.functional.segments import Estimate, Segment, StepView, explained_variance, flat
-from telos.models.networks import Activation, Fast, perceptron
+from telos.models.networks import Activation, Cached, Pixels, perceptron
 from telos.models.policies import Policy, Shape
 
 
@@ -70,37 +69,48 @@ class OnPolicyConfig(OptimiserConfig, ControlConfig):
         return self.num_envs * self.rollout_steps
 
 
+@dataclass(frozen=True, kw_only=True)
+class PassesConfig(OnPolicyConfig):
+    """Options of several passes over the same steps, by losses that say how far the policy has moved (`policy/approx_kl`)."""
+
+    target_kl: float = 0.0  # estimated KL from the iteration's first policy after which its passes end; 0 = never
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, ">= 0", "target_kl")
+
+
 class ActorCritic(nn.Module):
-    """A policy and a critic that reads what the policy reads; for pictures they share the convolutions."""
+    """A policy and a critic in the same units, with no weight in common: what one learns does not move the other."""
 
     def __init__(self, policy: Policy, hidden: tuple[int, ...], activation: Activation) -> None:
         super().__init__()
         self.policy = policy
-        wide = policy.pixels.size if policy.pixels is not None else policy.reader.size
+        self.pixels = Pixels(policy.reader.shape) if policy.reader.picture else None
+        wide = self.pixels.size if self.pixels is not None else policy.reader.size
         self.critic = perceptron((wide, *hidden, 1), activation, gains=(math.sqrt(2), 1.0))
-
-    @functools.cached_property
-    def fast(self) -> Fast | None:
-        """The critic as NumPy evaluates it, where it can."""
-        return Fast.of(self.critic) if self.policy.fast is not None else None
+        self._fast = Cached()
 
     def forward(self, observation: Tensor) -> tuple[Distribution, Tensor]:
         """(what is acted by, values [B])."""
+        if self.pixels is not None:
+            return self.policy.distribution(observation), self.values(observation)
         features = self.policy.features(observation)
         return self.policy.distribution_of(self.policy.body(features)), self.critic(features)[:, 0]
 
     def values(self, observation: Tensor) -> Tensor:
-        return self.critic(self.policy.features(observation))[:, 0]
+        return self.critic(self.policy.features(observation) if self.pixels is None else self.pixels(observation))[:, 0]
 
     def look(self, read: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(the policy's outputs, values [N]) for observations as the reader gave them, without gradient."""
-        if self.fast is None or self.policy.fast is None:
+        critic, actor = self._fast.of(self.critic), self.policy.fast
+        if self.pixels is not None or critic is None or actor is None:
             with torch.no_grad():
-                features = self.policy.features(torch.from_numpy(read).to(next(self.parameters()).device))
-                return self.policy.body(features).cpu().numpy(), self.critic(features)[:, 0].cpu().numpy()
+                observation = torch.from_numpy(read).to(next(self.parameters()).device)
+                return self.policy(observation).cpu().numpy(), self.values(observation).cpu().numpy()
         if self.policy.normaliser is not None:
             read = self.policy.normaliser.of_array(read)
-        return self.policy.fast(read), self.fast(read)[:, 0]
+        return actor(read), critic(read)[:, 0]
 
     def value(self, read: np.ndarray) -> np.ndarray:
         return self.look(read)[1]
@@ -126,7 +136,10 @@ class Program(ControlProgram):
         size = config.minibatch_size or config.steps_an_iteration
         updates = config.program_steps * config.epochs * math.ceil(config.steps_an_iteration / size)
         self.learner = make_backend(config.backend).place(lambda: Learner(self.model, config, updates))
+        if self.policy.normaliser is not None:
+            self.policy.normaliser.update(self.policy.reader(self.driver.observation))
         self.method_state: dict[str, float] = {}
+        self._unchecked = True  # whether this iteration's first ratio is still to be checked
         self.returns = np.zeros(config.num_envs)  # discounted, of the episodes under way, for the scale of rewards
         self.scale = {"count": 0.0, "mean": 0.0, "m2": 0.0}
 
@@ -157,6 +170,8 @@ class Program(ControlProgram):
         if self.method.update is not None:
             metrics |= self.method.update(c, self.model, segment, estimate)
         metrics |= self._learn(index, segment, old, estimate)
+        if self.policy.normaliser is not None:  # not before: a ratio compares two policies in the same units
+            self.policy.normaliser.update(flat(segment.observation).cpu().numpy())
         metrics |= self.evaluate_if_due(index)
         return metrics
 
@@ -174,8 +189,6 @@ class Program(ControlProgram):
         log_std = policy.log_std.detach().cpu() if hasattr(policy, "log_std") else None
         for t in range(c.rollout_steps):
             read = reader(driver.observation)
-            if policy.normaliser is not None:
-                policy.normaliser.update(read)
             observation[t] = read
             out, value[t] = self.model.look(read)
             action = _behaviour(policy, torch.from_numpy(out), log_std).sample(generator).numpy()
@@ -223,13 +236,17 @@ class Program(ControlProgram):
         old_log_std = self.policy.log_std.detach().clone() if hasattr(self.policy, "log_std") else None
 
         progress = index / c.program_steps
+        self._unchecked = self.method.update is None  # else the policy has moved already
 
         def losses(model: ActorCritic, *rows: Tensor) -> Losses:
             observation, action, out, logprob, value, advantage, returns = rows
             distribution, now = model(observation)
+            new = distribution.log_prob(action)
+            if self._unchecked:
+                self._check_first_ratio(new, logprob)
             old = _behaviour(model.policy, out, old_log_std)
             assert self.method.loss is not None
-            seen = StepView(distribution, distribution.log_prob(action), now, action, old, logprob, value, advantage, returns, progress)
+            seen = StepView(distribution, new, now, action, old, logprob, value, advantage, returns, progress)
             return self.method.loss(c, seen)
 
         n = c.steps_an_iteration
@@ -238,6 +255,7 @@ class Program(ControlProgram):
         loss, updates, told = 0.0, 0, {}
         for epoch in range(c.epochs):
             order = torch.from_numpy(numpy_generator(c.seed, "minibatches", index, epoch).permutation(n)).to(self.device)
+            of_pass: dict[str, tuple[float, float]] = {}
             for start in range(0, n, size):
                 rows = order[start : start + size]
                 result = self.learner.call(
@@ -245,18 +263,22 @@ class Program(ControlProgram):
                 )
                 told = self.learner.call("apply", self.last_batch)
                 loss += result["loss"]
-                for name, (total, count) in result["metrics"].items():
-                    before = sums.get(name, (0.0, 0.0))
-                    sums[name] = (before[0] + total, before[1] + count)
+                _add(of_pass, result["metrics"])
                 updates += 1
-            if self._far(sums):
+            _add(sums, of_pass)
+            if isinstance(c, PassesConfig) and c.target_kl and means(of_pass).get("policy/approx_kl", 0.0) > c.target_kl:
                 break
         return {"loss": loss / updates, **means(sums), **told, "optimiser_steps": float(updates)}
 
-    def _far(self, sums: Mapping[str, tuple[float, float]]) -> bool:
-        """Whether the policy has moved further than the method allows in one iteration."""
-        limit = getattr(self.config, "target_kl", 0.0)
-        return bool(limit) and "policy/approx_kl" in sums and means(sums)["policy/approx_kl"] > limit
+    def _check_first_ratio(self, new: Tensor, old: Tensor) -> None:
+        """Before an iteration's first update, what is trained must be what has acted."""
+        self._unchecked = False
+        gap = float((new.detach() - old).abs().mean())
+        if gap > 1e-3:
+            raise Failure(
+                f"the trained policy's log-probabilities differ from those it acted with by {gap:.3g} nats before any update: "
+                "it acted with other weights, units or another distribution"
+            )
 
     # -- continuing -----------------------------------------------------------------------------------------------------------------------------
 
@@ -282,6 +304,12 @@ class Program(ControlProgram):
     def finish(self, run: Run) -> None:
         super().finish(run)
         self.driver.environments.close()
+
+
+def _add(totals: dict[str, tuple[float, float]], more: Mapping[str, tuple[float, float]]) -> None:
+    for name, (value, count) in more.items():
+        before = totals.get(name, (0.0, 0.0))
+        totals[name] = (before[0] + value, before[1] + count)
 
 
 def _behaviour(policy: Policy, out: Tensor, log_std: Tensor | None) -> Distribution:

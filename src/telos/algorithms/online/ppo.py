@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 
-from telos.algorithms.online._loop_on_policy import OnPolicyConfig
+from telos.algorithms.online._loop_on_policy import PassesConfig
 from telos.core.config import require
 from telos.core.method import Method
 from telos.functional.policy import clipped_surrogate
@@ -24,7 +24,7 @@ from telos.functional.segments import Estimate, Segment, StepView, gae, standard
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(OnPolicyConfig):
+class Config(PassesConfig):
     """Options of PPO."""
 
     clip_range: float = 0.2  # ε: how far the ratio may leave 1 and still carry a gradient (paper: 0.2)
@@ -32,11 +32,10 @@ class Config(OnPolicyConfig):
     normalize_advantage: Literal["minibatch", "iteration", "none"] = "minibatch"  # over which steps advantages are standardised
     value_coef: float = 0.5  # c_v, >= 0 (paper: 1)
     entropy_coef: float = 0.0  # c_e, >= 0 (paper: 0.01 on Atari, 0 on MuJoCo)
-    target_kl: float = 0.0  # estimated KL from the old policy at which an iteration's passes end early; 0 = never
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, ">= 0", "clip_range", "clip_range_vf", "value_coef", "entropy_coef", "target_kl")
+        require(self, ">= 0", "clip_range", "clip_range_vf", "value_coef", "entropy_coef")
 
 
 def estimate(config: Config, segment: Segment, state: Mapping[str, float]) -> Estimate:

@@ -63,7 +63,7 @@ def update(config: Config, agent: ActorCritic, segment: Segment, estimate: Estim
     now = agent.policy.distribution(observation)
     gradient = flat(torch.autograd.grad(surrogate(now), parameters, retain_graph=True)).detach()
     if float(gradient.norm()) < 1e-12:
-        return {"policy/step": 0.0}
+        return {"policy/step": 0.0, "policy/gain": 0.0, "policy/kl": 0.0}
     product = fisher_product(old.kl(now).mean(), parameters, config.damping)
     direction = conjugate_gradient(product, gradient, config.cg_iterations)
     length = torch.sqrt(2 * config.max_kl / (direction @ product(direction)).clamp(min=1e-12))

@@ -26,6 +26,7 @@ TESTBEDS = (
     "grue-translation",
     "pyfunc",
     "review",
+    "scenes",
 )
 
 
@@ -61,6 +62,12 @@ class TextTestbed(Protocol):
     def corpus(self, n: int, seed: int) -> Iterator[str]:
         """`n` training documents for pre-training a small language model (no item of validation or test among them)."""
         ...
+
+
+def item_columns(testbed: TextTestbed, item: Item) -> dict[str, Any]:
+    """What an item's row has beside prompt and facts: nothing, unless the testbed has a function `columns` (a picture, for instance)."""
+    columns = getattr(testbed, "columns", None)
+    return {} if columns is None else columns(item)
 
 
 def load_testbed(name: str) -> TextTestbed:

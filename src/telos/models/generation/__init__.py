@@ -143,6 +143,10 @@ def check_prompts(prompts: list[list[int]], n: int, context: int, vocabulary: in
 
 def make_engine(model: LanguageModel, name: str = "native") -> Engine:
     """The engine called `name` for a model: `native` everywhere, `vllm` on a GPU where the extra is installed. Raises `UsageError` for another name."""
+    if name in ENGINES and getattr(model, "sees", False):
+        from telos.models.vision_language import VisionEngine
+
+        return VisionEngine(model, name)
     if name == "native":
         from telos.models.generation.native import NativeEngine
 

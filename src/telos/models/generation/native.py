@@ -109,6 +109,8 @@ class NativeEngine:
         compact: bool = True,
         partner: Mixture | Nucleus | None = None,
     ) -> None:
+        if getattr(model, "sees", False):
+            raise UsageError(f"{model.source} looks at images; answers that two models write together are made for text alone")
         self.model, self.path, self.compact, self.partner = model, path, compact, partner
 
     def end_tokens(self) -> list[int]:
