@@ -25,6 +25,7 @@ from telos.algorithms.offline._loop_offline import Table, returns_to_go, shape_o
 from telos.algorithms.online import a2c, ddpg, dqn, ppo, sac, td3, trpo
 from telos.algorithms.online._loop_on_policy import ActorCritic
 from telos.core import discovery
+from telos.core.config import options_of
 from telos.data.steps import Steps
 from telos.data.transitions import Transitions
 from telos.dataflow import make_backend
