@@ -196,8 +196,8 @@ def test_micro_batches_packing_and_wider_padding_change_no_gradient(model: Visio
     wider = rollouts.clone()
     wider.prompt_ids = torch.nn.functional.pad(wider.prompt_ids, (0, 5))
     whole = gradients(model, [rollouts], True)
-    assert any("vision_tower" in name and bool(value.abs().max() > 0) for name, value in whole.items())
-    assert any("projector" in name for name in whole)
+    assert any("projector" in name and bool(value.abs().max() > 0) for name, value in whole.items())
+    assert not any("vision_tower" in name for name in whole)
     largest = max(float(value.abs().max()) for value in whole.values())
     for parts, packed in (
         ([rollouts[:4], rollouts[4:11], rollouts[11:]], True),
@@ -331,10 +331,9 @@ def test_the_first_ratio_is_one_in_a_grpo_step_on_a_file_of_prompts_with_images(
     assert gaps[0] < 1e-4
     assert abs(metrics["kl"]) < 1e-4  # the reference sees the same pictures
     assert {name.split(".")[2] for name in changed(before, snapshot(program.model)) if name.startswith("model.model.")} == {
-        "vision_tower",
         "multi_modal_projector",
         "language_model",
-    }
+    }  # the encoder stays as it is
 
 
 class Killed(BaseException):

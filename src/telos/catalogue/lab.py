@@ -1,4 +1,4 @@
-"""A laboratory for language recipes: stages that are done once, survive a kill, and are measured on held-out prompts.
+"""A laboratory for recipes: stages that are done once, survive a kill, and are measured on held-out prompts.
 
 Recipes and the quickstart are ordinary programs over these few verbs: fine-tune, make preferences, learn a reward, align, assess. Each
 stage writes into its own folder below the lab's; a stage that is finished is read, one that was interrupted is resumed bit for bit, so that
@@ -70,12 +70,11 @@ class Labelling:
     noise: float = 0.0
 
 
-class Lab:
-    """One seed's experiment on one testbed, in one folder."""
+class Stages:
+    """One seed's experiment in one folder."""
 
-    def __init__(self, root: Path, testbed: str, seed: int, watch: Watch | None = None) -> None:
+    def __init__(self, root: Path, seed: int, watch: Watch | None = None) -> None:
         self.root, self.seed = root, seed
-        self.testbed = load_testbed(testbed)
         self.watch = watch or Silent()
         root.mkdir(parents=True, exist_ok=True)
 
@@ -83,7 +82,7 @@ class Lab:
         return self.root / name
 
     def train(self, name: str, method: str, **options: Any) -> Run:
-        """Trains `method` in the stage's folder; continues or returns what is there. The lab's seed is the run's."""
+        """Trains `method` in the stage's folder; continues or returns what is there. The experiment's seed is the run's."""
         folder = self.folder(name)
         callbacks = self.watch.callbacks(name)
         if (folder / "run.json").is_file():
@@ -91,11 +90,19 @@ class Lab:
         return runs.train(method, {"seed": self.seed, "out": str(folder), **options}, callbacks=callbacks)
 
     def file(self, name: str, write: Callable[[], list[dict[str, Any]]]) -> Path:
-        """A JSONL file of the lab, written once, whole."""
+        """A JSONL file of the experiment, written once, whole."""
         path = self.folder(name)
         if not path.exists():
             write_atomically(path, "".join(json.dumps(row) + "\n" for row in write()))
         return path
+
+
+class Lab(Stages):
+    """One seed's experiment on one testbed of text, in one folder."""
+
+    def __init__(self, root: Path, testbed: str, seed: int, watch: Watch | None = None) -> None:
+        super().__init__(root, seed, watch)
+        self.testbed = load_testbed(testbed)
 
     def pairs(self, name: str, model: str, labelling: Labelling, split: Split = "train") -> Path:
         """Preferences over answers sampled from `model`, as a file that any pairwise method reads."""

@@ -303,7 +303,7 @@ def pretrain_encoder(model: VisionLanguageModel, steps: int, seed: int, *, batch
         loss = torch.zeros(())
         for i, vectors in enumerate(named):
             where = covered if i > 1 else torch.ones_like(covered)  # nothing has no sides
-            loss = loss + F.cross_entropy(patches[where] @ vectors.T, targets[..., i][where])
+            loss = loss + F.cross_entropy(patches[where] @ vectors.T, targets[..., i][where]) / (4 if i > 1 else 1)
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()

@@ -32,7 +32,7 @@ from telos.functional.reduction import Losses, masked_mean
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyGradientConfig(StepRewardConfig, RolloutsConfig):
+class PolicyGradientConfig(RolloutsConfig, StepRewardConfig):
     """Options of policy gradients."""
 
     kl_coef: float = 0.05  # β: weight of the divergence from the reference, >= 0; 0 keeps no reference model

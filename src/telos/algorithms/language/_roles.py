@@ -112,6 +112,7 @@ def _other_model(policy: LanguageModel, source: str) -> LanguageModel:
         other = LanguageModel.load(name, precision=policy.precision, device=str(policy.device))
         if other.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
             raise UsageError(f"--reference {name} has another vocabulary than {policy.source}; log-probabilities could not be compared")
+        other.tokenizer = policy.tokenizer  # the same words; of models that look at images, also the same images
         mean = other if mean is None else _add_weights(mean, other, name)
     assert mean is not None
     with torch.no_grad():

@@ -21,7 +21,7 @@ from telos.core.run import Run, write_atomically
 from telos.data.formats import read_examples
 from telos.data.readers import read_rows
 from telos.data.tokenize import Limits, tokenize
-from telos.environments.text.base import Item, TextTestbed
+from telos.environments.text.base import Item, TextTestbed, item_columns
 from telos.functional.policy import sequence_kl
 from telos.models.generation import Sampling
 from telos.models.language import LanguageModel
@@ -59,7 +59,7 @@ def assess(
     batch: int = 128,
 ) -> Assessment:
     """Samples an answer to each item's prompt at `temperature` and scores it. `reference` needs temperature 1."""
-    examples = read_examples(read_rows([{"prompt": item.prompt} for item in items]), ("prompt-only",))
+    examples = read_examples(read_rows([{"prompt": item.prompt, **item_columns(testbed, item)} for item in items]), ("prompt-only",))
     table = tokenize(examples, model.tokenizer, Limits(max_prompt_length=model.context - testbed.max_new_tokens))
     writer = Writer(model)
     sampling = Sampling(temperature=temperature, max_new_tokens=testbed.max_new_tokens)

@@ -37,7 +37,7 @@ from telos.models.policies import Policy, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetConfig(StoredStepsConfig, EnvironmentConfig):
+class DatasetConfig(EnvironmentConfig, StoredStepsConfig):
     """Options of learning from a dataset of steps."""
 
     data: str = ""  # Minari folder or id, D4RL HDF5, OGBench npz, or a run's folder
@@ -55,7 +55,7 @@ class DatasetConfig(StoredStepsConfig, EnvironmentConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfflineConfig(ActorCriticConfig, DatasetConfig):
+class OfflineConfig(DatasetConfig, ActorCriticConfig):
     """Options of learning values from a dataset of steps."""
 
     reward_scale: float = 1.0  # rewards are multiplied by it, after the shift; not 0

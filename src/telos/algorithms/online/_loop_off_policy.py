@@ -27,7 +27,7 @@ from telos.environments.base import Driver, Episode
 
 
 @dataclass(frozen=True, kw_only=True)
-class OffPolicyConfig(ActorCriticConfig, ControlConfig):
+class OffPolicyConfig(ControlConfig, ActorCriticConfig):
     """Options of off-policy control."""
 
     total_steps: int = 1_000_000  # environment steps of the run, over all copies

@@ -36,7 +36,7 @@ from telos.models.policies import Policy, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnPolicyConfig(OptimiserConfig, ControlConfig):
+class OnPolicyConfig(ControlConfig, OptimiserConfig):
     """Options of on-policy control."""
 
     num_envs: int = 8  # copies that are stepped together
