@@ -40,6 +40,7 @@ from typing import Any
 from telos.core.errors import UsageError
 from telos.environments.text import arith
 from telos.environments.text.base import Item
+from telos.functional.boxes import Box, iou
 from telos.objectives.reward_worker import plain_text
 from telos.objectives.sandbox import Limits, Sandbox
 
@@ -54,7 +55,7 @@ def _malformed(row: int, column: str, problem: str) -> UsageError:
     return UsageError(f"row {row} of the batch: column {column!r} {problem}")
 
 
-def _by_row(completions: Sequence[Any], column: Sequence[Any], score: Callable[[int, str, Any], float]) -> Rewards:
+def by_row(completions: Sequence[Any], column: Sequence[Any], score: Callable[[int, str, Any], float]) -> Rewards:
     """`score(row, text, value)` for each row whose value is not None."""
     rows = enumerate(zip(completions, column, strict=True))
     return [None if value is None else score(i, plain_text(completion), value) for i, (completion, value) in rows]
@@ -82,7 +83,7 @@ def normalised(text: str) -> str:
     return text.lstrip(quotes).rstrip(quotes + ".,;:!?")
 
 
-def _tagged(text: str) -> str:
+def tagged(text: str) -> str:
     """What stands in the last `<answer>` tags, or the whole text where there are none."""
     return text.rpartition("<answer>")[2].partition("</answer>")[0] if "<answer>" in text else text
 
@@ -91,9 +92,9 @@ def exact_match(completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> 
     """1.0 when the completion, or what stands in its last `<answer>` tags, is an expected answer up to `normalised`; else 0.0."""
 
     def score(row: int, text: str, value: Any) -> float:
-        return float(normalised(_tagged(text)) in map(normalised, _accepted(row, value)))
+        return float(normalised(tagged(text)) in map(normalised, _accepted(row, value)))
 
-    return _by_row(completions, answer, score)
+    return by_row(completions, answer, score)
 
 
 _MARKER = re.compile(r"\\boxed\b|\\fbox\b|####|<answer>|\banswer\s*(?::|\bis\b:?|=)", re.IGNORECASE)
@@ -183,7 +184,7 @@ def answer_is(text: str, expected: str) -> bool:
 
 def answer_match(completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> Rewards:
     """1.0 when the final answer is an expected one (`answer_is`), else 0.0. Nothing is evaluated."""
-    return _by_row(completions, answer, lambda row, text, value: float(any(answer_is(text, one) for one in _accepted(row, value))))
+    return by_row(completions, answer, lambda row, text, value: float(any(answer_is(text, one) for one in _accepted(row, value))))
 
 
 # Form ------------------------------------------------------------------------------------------------------------------------------------
@@ -218,7 +219,7 @@ def format_pattern(completions: Sequence[Any], pattern: Sequence[Any], **_: Any)
         except (TypeError, re.error) as error:
             raise _malformed(row, "pattern", f"is no regular expression: {error}") from None
 
-    return _by_row(completions, pattern, score)
+    return by_row(completions, pattern, score)
 
 
 def arithmetic_steps(completions: Sequence[Any], facts: Sequence[Any], **_: Any) -> Rewards:
@@ -240,7 +241,7 @@ def arithmetic_steps(completions: Sequence[Any], facts: Sequence[Any], **_: Any)
             raise _malformed(row, "facts", f"is none of an arith problem: {problem}") from None
         return sum(verdict.right for verdict in verdicts) / len(verdicts) if verdicts else 0.0
 
-    return _by_row(completions, facts, score)
+    return by_row(completions, facts, score)
 
 
 # Programs --------------------------------------------------------------------------------------------------------------------------------
@@ -377,17 +378,6 @@ def _lines(text: str) -> list[str]:
 
 _FLOAT = r"\s*(-?[0-9]+(?:\.[0-9]+)?)\s*"
 _BOX = re.compile(rf"[\[(]{_FLOAT},{_FLOAT},{_FLOAT},{_FLOAT}[\])]")
-Box = tuple[float, float, float, float]
-
-
-def iou(one: Box, other: Box) -> float:
-    """Intersection over union of two boxes (left, top, right, bottom), in [0, 1]; 0 where one has no area."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) if box[2] > box[0] and box[3] > box[1] else 0.0 for box in (one, other)]
-    if width <= 0 or height <= 0 or min(areas) <= 0:
-        return 0.0
-    return width * height / (sum(areas) - width * height)
 
 
 def box_iou(completions: Sequence[Any], box: Sequence[Any], **_: Any) -> Rewards:
@@ -400,17 +390,17 @@ def box_iou(completions: Sequence[Any], box: Sequence[Any], **_: Any) -> Rewards
     from scipy.optimize import linear_sum_assignment
 
     def score(row: int, text: str, value: Any) -> float:
-        expected = _boxes_of(row, value)
-        given: list[Box] = [tuple(map(float, found)) for found in _BOX.findall(_tagged(text))[:100]]  # type: ignore[misc]
+        expected = boxes_of(row, value)
+        given: list[Box] = [tuple(map(float, found)) for found in _BOX.findall(tagged(text))[:100]]  # type: ignore[misc]
         if not given:
             return 0.0
         table = np.array([[iou(one, other) for other in expected] for one in given])
         return float(table[linear_sum_assignment(table, maximize=True)].sum() / max(len(given), len(expected)))
 
-    return _by_row(completions, box, score)
+    return by_row(completions, box, score)
 
 
-def _boxes_of(row: int, value: Any) -> list[Box]:
+def boxes_of(row: int, value: Any) -> list[Box]:
     value = value.tolist() if hasattr(value, "tolist") else value
     boxes = value if isinstance(value, (list, tuple)) and value and isinstance(value[0], (list, tuple)) else [value]
     for box in boxes:

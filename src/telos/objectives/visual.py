@@ -30,7 +30,7 @@ from typing import Any
 
 from telos.functional.boxes import matched, read_boxes
 from telos.objectives.reward_worker import plain_text
-from telos.objectives.verifiers import Rewards, _boxes_of, _by_row, _tagged, exact_match
+from telos.objectives.verifiers import Rewards, boxes_of, by_row, exact_match, tagged
 
 THRESHOLD = 0.5  # τ: an IoU up to which two boxes do not overlap
 _FORM = re.compile(r"\s*(?:<think>.*?</think>\s*)?<answer>.*?</answer>\s*", re.DOTALL)
@@ -38,8 +38,8 @@ _FORM = re.compile(r"\s*(?:<think>.*?</think>\s*)?<answer>.*?</answer>\s*", re.D
 
 def _matches(row: int, text: str, boxes: Any) -> tuple[list[tuple[float, float]], int]:
     """(IoU, confidence) of each predicted box, and how many true ones there are."""
-    true = _boxes_of(row, boxes)
-    return matched(read_boxes(_tagged(text)) or [], true, THRESHOLD), len(true)
+    true = boxes_of(row, boxes)
+    return matched(read_boxes(tagged(text)) or [], true, THRESHOLD), len(true)
 
 
 def detection_iou(completions: Sequence[Any], boxes: Sequence[Any], **_: Any) -> Rewards:
@@ -49,7 +49,7 @@ def detection_iou(completions: Sequence[Any], boxes: Sequence[Any], **_: Any) ->
         found, true = _matches(row, text, value)
         return math.fsum(overlap for overlap, _ in found) / max(len(found), true)
 
-    return _by_row(completions, boxes, score)
+    return by_row(completions, boxes, score)
 
 
 def detection_confidence(completions: Sequence[Any], boxes: Sequence[Any], **_: Any) -> Rewards:
@@ -59,7 +59,7 @@ def detection_confidence(completions: Sequence[Any], boxes: Sequence[Any], **_: 
         found, _ = _matches(row, text, value)
         return math.fsum(c if overlap > 0 else 1 - c for overlap, c in found) / max(1, len(found))
 
-    return _by_row(completions, boxes, score)
+    return by_row(completions, boxes, score)
 
 
 def tags(completions: Sequence[Any], **_: Any) -> Rewards:
