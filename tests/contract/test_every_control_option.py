@@ -65,7 +65,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "eval_episodes": {"eval_every": 1},
     "target_noise_clip": {"target_noise": 0.2},
 }
-REFUSED_AFTER = {"env": "of another shape"}  # than the data
+REFUSED_AFTER = {"env": "and the space"}  # of the data is another
 
 
 def value(world: World, method: Method, option: Option, kind: Any, default: Any) -> Any:

@@ -182,7 +182,7 @@ class Places:
             ("star", "threshold"): 0.025,
             ("dapo-direct", "process_reward"): f"value:{self.world.other_value_model}",
             ("dapo-direct", "success_above"): 45.0,
-            **dict.fromkeys((("dapo-direct", "answer_mark"), ("oreo", "answer_mark")), "t"),
+            **dict.fromkeys(((key, "answer_mark") for key in ("dapo-direct", "oreo", "dr-po")), "t"),
         }
         if (method.key, name) in special:
             return special[method.key, name]
@@ -252,7 +252,8 @@ class Places:
         if name == "process_beta":
             return {"process_reward": f"implicit:{self.world.other_model}"}
         if method.loop == "rollouts" and (name.startswith("process_") or name in ("step_separators", "answer_mark")):
-            return {"process_reward": self.world.reward_model, "step_separators": STEP_ENDS, "answer_mark": ""}
+            longer = {"max_completion_length": 24} if name == "answer_mark" else {}  # so that some answer has the mark
+            return {"process_reward": self.world.reward_model, "step_separators": STEP_ENDS, "answer_mark": "", **longer}
         if name == "loss_degree_levels":
             return {"loss_degree": 0.3}
         if name == "alpha":

@@ -102,22 +102,22 @@ def claims_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("verdict", ["supported", "not supported", "inconclusive"])
 def test_status_is_the_verdict_of_a_full_run(telos, claims_folder, verdict):
-    (claims_folder / "oreo.json").write_text(json.dumps({"key": "oreo", "budget": "full", "verdict": verdict}))
+    (claims_folder / "rlhf-as-irl.json").write_text(json.dumps({"key": "rlhf-as-irl", "budget": "full", "verdict": verdict}))
     rows = json.loads(telos("list", "--status", verdict.replace(" ", "-"), "--json").out)
-    assert [row["key"] for row in rows] == ["oreo"]
+    assert [row["key"] for row in rows] == ["rlhf-as-irl"]
 
 
 def test_a_smoke_run_decides_no_status(telos, claims_folder):
-    (claims_folder / "oreo.json").write_text(json.dumps({"key": "oreo", "budget": "smoke", "verdict": "supported"}))
+    (claims_folder / "rlhf-as-irl.json").write_text(json.dumps({"key": "rlhf-as-irl", "budget": "smoke", "verdict": "supported"}))
     assert telos("list", "--status", "supported").out.splitlines() == ["0 systems"]
 
 
 def test_a_recipe_makes_a_system_ready(claims_folder, monkeypatch, tmp_path):
-    assert status.find("oreo").status == "planned"
-    recipe = tmp_path / "oreo.py"
+    assert status.find("rlhf-as-irl").status == "planned"
+    recipe = tmp_path / "rlhf-as-irl.py"
     recipe.touch()
-    monkeypatch.setattr(status, "recipe_file", lambda family, key: recipe if key == "oreo" else tmp_path / "none.py")
-    assert (status.find("oreo").status, status.find("dpo").status) == ("ready", "planned")
+    monkeypatch.setattr(status, "recipe_file", lambda family, key: recipe if key == "rlhf-as-irl" else tmp_path / "none.py")
+    assert (status.find("rlhf-as-irl").status, status.find("dpo").status) == ("ready", "planned")
 
 
 def test_recipes_are_looked_for_under_their_family():
@@ -143,12 +143,12 @@ def test_where_finds_files_by_key_alias_title_and_number(telos, name):
 
 def test_where_lists_every_match_of_a_name(telos, monkeypatch):
     card = discovery.find("sft")
-    monkeypatch.setattr(discovery, "cards", lambda: (dataclasses.replace(card, aliases=("oreo",)),))
-    assert [line.split(" ")[0].rstrip(":") for line in telos("where", "oreo").out.splitlines() if not line.startswith(" ")] == [
-        "oreo",
+    monkeypatch.setattr(discovery, "cards", lambda: (dataclasses.replace(card, aliases=("rlhf-as-irl",)),))
+    assert [line.split(" ")[0].rstrip(":") for line in telos("where", "rlhf-as-irl").out.splitlines() if not line.startswith(" ")] == [
+        "rlhf-as-irl",
         "sft",
     ]
-    assert status.find("oreo").number == "S200"  # a key goes before an alias
+    assert status.find("rlhf-as-irl").number == "S64"  # a key goes before an alias
 
 
 @pytest.mark.parametrize("command", ["where", "show"])
@@ -159,10 +159,13 @@ def test_unknown_names_are_refused_with_a_suggestion(telos, command):
 
 
 def test_show_says_what_a_planned_system_will_have_to_decide(telos):
-    said = telos("show", "S200")
+    said = telos("show", "S64")
     assert said.code == 0
-    assert "Offline Reinforcement Learning for LLM Multi-Step Reasoning" in said.out
-    assert "value-guided search adds more" in said.out
+    assert (
+        "Reinforcement Learning in the Era of LLMs: What is Essential? What is needed? An RL Perspective on RLHF, Prompting, and Beyond"
+        in said.out
+    )
+    assert "compounding error grows with length" in " ".join(said.out.split())
     assert "Planned" in said.out
 
 
@@ -222,7 +225,7 @@ GROUPS = options.groups_of(Example)
         ("--names=", {"names": []}),
         ("--limit none", {"limit": None}),
         ("--out none", {"out": None}),
-        ("--config a.yaml --steps 3", {"config": "a.yaml", "steps": "3"}),
+        ("--config a.yaml --seed 3", {"config": "a.yaml", "seed": "3"}),
     ],
 )
 def test_options_are_read_in_every_way_of_writing_them(words, found):
@@ -271,11 +274,11 @@ def test_options_are_grouped_by_the_class_that_introduces_them():
         (["data", "make", "review", "--kind", "sft", "--n", "x", "--out", "x.jsonl"], "argument --n: invalid int value: 'x'"),
         (["where"], "required: NAME"),
         (["train", "dpoo"], "did you mean 'dpo'?"),
-        (["train", "oreo"], "oreo (S200) is planned"),
+        (["train", "rlhf-as-irl"], "rlhf-as-irl (S64) is planned"),
         (["train", "--steps", "3"], "name the method first"),
         (["train", "dpo", "--bta", "1"], "unknown option --bta (did you mean --beta?)"),
         (["train", "dpo", "--data", "x.jsonl", "--lr_schedule", "linea"], "option 'lr_schedule'"),
-        (["run", "oreo"], "oreo (S200) is planned: it has no recipe yet"),
+        (["run", "rlhf-as-irl"], "rlhf-as-irl (S64) is planned: it has no recipe yet"),
         (["run", "sft"], "sft is a baseline method"),
         (["claims", "run", "nothing-like-it"], "no system or method is called"),
         (["resume", "/nowhere"], "is not a run's folder"),

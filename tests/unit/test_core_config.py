@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from telos.core import config as configs
-from telos.core.config import RunConfig, from_mapping, options_of, read_yaml, require, to_mapping, write_yaml
+from telos.core.config import RunConfig, StepsConfig, from_mapping, options_of, read_yaml, require, to_mapping, write_yaml
 from telos.core.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parent(RunConfig):
+class Parent(StepsConfig):
     """Options of a loop."""
 
     steps: int = 7  # iterations of this loop

@@ -201,8 +201,8 @@ def _kind(hint: Any) -> str:
 def _value(default: Any) -> str:
     if default is None or default == "" or default == ():
         return "none"
-    if isinstance(default, tuple) and "\n" not in default:
-        return ",".join(map(str, default))
+    if isinstance(default, tuple):
+        return ",".join(map(str, default)).replace("\n", "\\n")
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
