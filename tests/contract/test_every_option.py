@@ -182,6 +182,7 @@ class Places:
             ("star", "threshold"): 0.025,
             ("dapo-direct", "process_reward"): f"value:{self.world.other_value_model}",
             ("dapo-direct", "success_above"): 45.0,
+            ("rlgf", "answer_mark"): "e",
             **dict.fromkeys(((key, "answer_mark") for key in ("dapo-direct", "oreo", "dr-po")), "t"),
         }
         if (method.key, name) in special:
