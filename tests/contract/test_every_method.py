@@ -32,7 +32,7 @@ NEEDS = {  # what a loop offers beside the policy
     "values": {"reference", "steps", "step-advantages", "critic"},
     "on-policy": set(),
     "off-policy": set(),
-    "offline": {"next-action", "returns"},
+    "offline": set(),
 }
 FUNCTIONS = {  # what a loop calls
     "supervised": {"loss"},

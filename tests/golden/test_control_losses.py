@@ -21,7 +21,7 @@ from support import World, program_of
 from telos.algorithms.actor_critic import Agent, Improver
 from telos.algorithms.learning import Learner
 from telos.algorithms.offline import awac, bc, cql, iql, td3_bc, xql
-from telos.algorithms.offline._loop_offline import Table, returns_to_go, shape_of
+from telos.algorithms.offline._loop_offline import Table, shape_of
 from telos.algorithms.online import a2c, ddpg, dqn, ppo, sac, td3, trpo
 from telos.algorithms.online._loop_on_policy import ActorCritic
 from telos.core import discovery
@@ -236,7 +236,7 @@ def test_a2cs_gradient_by_hand() -> None:
         found.log_prob(action),
         now["value"],
         action,
-        found.detach(),
+        found.fixed(),
         torch.zeros(1),
         torch.zeros(1),
         torch.tensor([2.0]),
@@ -406,16 +406,16 @@ def test_the_critics_steps_leave_trpos_policy_where_the_trust_region_put_it() ->
         config = trpo.Config(learning_rate=0.01, weight_decay=0.1)
         learner = Learner(agent, config, 1)
         observation = torch.from_numpy(policy.reader(np.stack([space.sample() for _ in range(6)])))
-        before = policy.distribution(observation).detach()
+        before = policy.distribution(observation).fixed()
 
         def losses(model: ActorCritic, rows: Tensor) -> Losses:
             found, value = model(rows)
             zeros = torch.zeros(len(rows))
-            return trpo.loss(config, StepView(found, zeros, value, zeros, found.detach(), zeros, zeros, zeros, zeros + 5))  # noqa: B023
+            return trpo.loss(config, StepView(found, zeros, value, zeros, found.fixed(), zeros, zeros, zeros, zeros + 5))  # noqa: B023
 
         learner.accumulate(observation, losses=losses, denominators=Denominators(6, 6))
         learner.apply()
-        assert float(before.kl(policy.distribution(observation).detach()).max()) < 1e-9, space  # type: ignore[arg-type]
+        assert float(before.kl(policy.distribution(observation).fixed()).max()) < 1e-9, space  # type: ignore[arg-type]
 
 
 # -- DQN --------------------------------------------------------------------------------------------------------------------------------------------
@@ -859,15 +859,11 @@ def steps_of(actions: np.ndarray | None = None) -> Steps:
 
 def test_data_bootstrap_where_they_were_cut_and_not_where_they_terminated() -> None:
     config, agent = agent_of(iql, MOVES, gamma=0.9, reward_shift=-1.0, reward_scale=2.0)
-    table = Table(steps_of(), agent.policy, config, frozenset({"next-action", "returns"}))
+    table = Table(steps_of(), agent.policy, config)
     batch = table.batch(np.arange(6))
     close(batch.discount, torch.tensor([0.9, 0.0, 0.9, 0.9, 0.9, 0.9]))
     close(batch.reward, torch.tensor([0.0, 2.0, 4.0, 6.0, 8.0, 10.0]))
-    close(batch.return_to_go, torch.tensor([1.8, 2.0, 4 + 5.4, 6.0, 17.0, 10.0]))
-    assert batch.next_action is not None
-    close(batch.next_action[[0, 2, 4]], batch.action[[1, 3, 5]])
     close(batch.next_observation, batch.observation + 100)
-    np.testing.assert_allclose(returns_to_go(np.ones(4), np.array([False, False, True, True]), 0.5), [1.75, 1.5, 1.0, 1.0])
 
 
 def test_actions_of_data_are_brought_into_the_policys_units() -> None:
@@ -876,9 +872,7 @@ def test_actions_of_data_are_brought_into_the_policys_units() -> None:
     agent = td3_bc.build(config, SEES, space)
     given = np.array([[0.0, -4.0], [2.0, 4.0], [1.0, 0.0], [0.5, 2.0], [1.5, -2.0], [1.0, 4.0]], np.float32)
     steps = dataclasses.replace(steps_of(), action=given, action_space=space, keys=None)
-    close(
-        Table(steps, agent.policy, config, frozenset()).action, torch.tensor([[-1.0, -1], [1, 1], [0, 0], [-0.5, 0.5], [0.5, -0.5], [0, 1]])
-    )
+    close(Table(steps, agent.policy, config).action, torch.tensor([[-1.0, -1], [1, 1], [0, 0], [-0.5, 0.5], [0.5, -0.5], [0, 1]]))
 
 
 class Recorded:

@@ -390,7 +390,6 @@ def test_critics_read_observation_and_action() -> None:
     observation, action = torch.randn(5, 3), torch.randn(5, 2)
     assert values(observation, action).shape == (3, 5)
     torch.testing.assert_close(values(observation, action), values.body(torch.cat([observation, action], 1))[..., 0])
-    assert ActionValues(reader, 2, (8,), members=2, bins=7)(observation, action).shape == (2, 5, 7)
     assert StateValues(reader, (8,))(observation).shape == (5,)
     pictures = torch.zeros(2, 3, 40, 40, dtype=torch.uint8)
     assert ActionValues(Reader(OBSERVATIONS["picture"]), 2, (8,))(pictures, action[:2]).shape == (2, 2)

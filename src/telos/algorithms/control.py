@@ -14,7 +14,6 @@ from telos.core.config import RunConfig, require
 from telos.core.errors import UsageError
 from telos.core.method import Method
 from telos.core.run import Run
-from telos.core.seeds import torch_generator
 from telos.environments.base import Driver, Environments, Episode
 from telos.environments.registry import make_environments
 from telos.models.policies import Policy
@@ -81,16 +80,14 @@ def open_environments(config: EnvironmentConfig, count: int, env: str | None = N
     return make_environments(config.env if env is None else env, count, options=options_of(config))
 
 
-def evaluate(
-    policy: Policy, environments: Environments, episodes: int, seed: int, *label: str | int, deterministic: bool = True
-) -> list[Episode]:
-    """`episodes` whole episodes of a policy. Each copy plays its own share of them, so that short episodes are not counted more often than long ones."""
+def evaluate(policy: Policy, environments: Environments, episodes: int, seed: int, *label: str | int) -> list[Episode]:
+    """`episodes` whole episodes of a policy, by its most probable actions. Each copy plays its own share of them, so that short episodes are not counted
+    more often than long ones."""
     driver = Driver(environments, seed, "evaluation", *label)
-    generator = torch_generator(seed, "evaluation", *label, "actions")
     share = [episodes // environments.count + (i < episodes % environments.count) for i in range(environments.count)]
     found: list[list[Episode]] = [[] for _ in share]
     while any(len(done) < wanted for done, wanted in zip(found, share)):
-        action = policy.to_environment(policy.choose(policy.reader(driver.observation), deterministic, generator))
+        action = policy.to_environment(policy.choose(policy.reader(driver.observation)))
         before = driver.number.copy()
         _, ended = driver.step(action)
         for i, episode in zip(np.flatnonzero(driver.number != before), ended, strict=True):

@@ -10,8 +10,6 @@ class Transitions(TensorClass):
     """Steps as learners see them. observation, next_observation [B, …] as networks read them; action [B] or [B, D] in the policy's own units; reward [B]
     float32, summed over the steps that lie between the two observations; discount [B] float32: what the value of `next_observation` is multiplied by, γ to
     the number of steps between, 0 where the episode terminated; weight [B] float32 of each row in the loss; index [B] int64: where it lies in the data.
-
-    Where the data have it: next_action [B] or [B, D], what was done in `next_observation`; return_to_go [B], the discounted rewards from here on.
     """
 
     observation: Tensor
@@ -21,5 +19,3 @@ class Transitions(TensorClass):
     discount: Tensor
     weight: Tensor
     index: Tensor
-    next_action: Tensor | None = None
-    return_to_go: Tensor | None = None

@@ -105,10 +105,6 @@ class GymEnvironments(Environments):
             )
         return array
 
-    def render(self) -> Any:
-        """The picture of copy 0, [H, W, 3] uint8, when it was made with a render mode; else None."""
-        return self.copies[0].render()
-
     def close(self) -> None:
         for copy in self.copies:
             copy.close()

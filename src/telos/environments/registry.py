@@ -33,27 +33,21 @@ _MODULES: dict[str, tuple[str, ...]] = {
 BATCHED = {env: f"telos.environments.{module}" for module, ids in _MODULES.items() for env in ids}
 
 
-def make_environments(
-    env: str, count: int = 1, *, options: Mapping[str, Any] | None = None, batched: bool = True, render: bool = False
-) -> Environments:
-    """`count` copies of `env`. `options` go to its constructor; `batched` False steps copies one by one even where there is a batched form.
+def make_environments(env: str, count: int = 1, *, options: Mapping[str, Any] | None = None) -> Environments:
+    """`count` copies of `env`. `options` go to its constructor.
 
     Raises `UsageError`, with a suggestion, for an id that is not registered and for a class that cannot be found or made.
     """
     if not env:
         raise UsageError("--env is missing: give a Gymnasium id (CartPole-v1), or file.py:Class or module:Class for your own")
     given = dict(options or {})
-    if env in BATCHED and ((batched and not render) or env.startswith("telos/")):
+    if env in BATCHED:
         make = importlib.import_module(BATCHED[env]).ENVIRONMENTS[env]
-        if render:
-            raise UsageError(f"--env {env} has no pictures")
         try:
             inspect.signature(make).bind(count, **given)
         except TypeError as error:
             raise UsageError(f"--env_options: {env}: {error}") from None
         return make(count, **given)
-    if render:
-        given["render_mode"] = "rgb_array"
     if _names_a_class(env):
         return GymEnvironments(env, functools.partial(_class_of(env), **given), count)
     return GymEnvironments(env, functools.partial(_make_registered, env, given), count)

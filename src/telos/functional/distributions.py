@@ -36,7 +36,9 @@ class Distribution(Protocol):
         """KL(self ‖ other), [B]."""
         ...
 
-    def detach(self) -> Distribution: ...
+    def fixed(self) -> Distribution:
+        """As it is now: without gradient, and out of reach of later changes of weights."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ class Categorical:
         logs = self.log_probs
         return (logs.exp() * (logs - other.log_probs)).sum(-1)
 
-    def detach(self) -> Categorical:
-        return Categorical(self.logits.detach())
+    def fixed(self) -> Categorical:
+        return Categorical(self.logits.detach().clone())
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,8 @@ class MultiCategorical:
         assert isinstance(other, MultiCategorical)
         return torch.stack([one.kl(two) for one, two in zip(self.parts, other.parts, strict=True)]).sum(0)
 
-    def detach(self) -> MultiCategorical:
-        return MultiCategorical(self.logits.detach(), self.sizes)
+    def fixed(self) -> MultiCategorical:
+        return MultiCategorical(self.logits.detach().clone(), self.sizes)
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,8 @@ class Gaussian:
         apart = (self.mean - other.mean) * torch.exp(-other.log_std)
         return (0.5 * (ratio + apart**2 - 1) + other.log_std - self.log_std).expand_as(self.mean).sum(-1)
 
-    def detach(self) -> Gaussian:
-        return Gaussian(self.mean.detach(), self.log_std.detach())
+    def fixed(self) -> Gaussian:
+        return Gaussian(self.mean.detach().clone(), self.log_std.detach().clone())
 
 
 @dataclass(frozen=True)
@@ -168,8 +170,8 @@ class TanhGaussian:
         assert isinstance(other, TanhGaussian)  # a bijection leaves KL as it is
         return Gaussian(self.mean, self.log_std).kl(Gaussian(other.mean, other.log_std))
 
-    def detach(self) -> TanhGaussian:
-        return TanhGaussian(self.mean.detach(), self.log_std.detach())
+    def fixed(self) -> TanhGaussian:
+        return TanhGaussian(self.mean.detach().clone(), self.log_std.detach().clone())
 
 
 def log_tanh_slope(x: Tensor) -> Tensor:

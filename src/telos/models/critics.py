@@ -16,7 +16,7 @@ from telos.models.policies import Policy
 
 
 class ActionValues(nn.Module):
-    """Q(s, a) of `members` networks at once: [E, B]. With `bins` each gives a vector, [E, B, bins]."""
+    """Q(s, a) of `members` networks at once: [E, B]."""
 
     def __init__(
         self,
@@ -27,18 +27,15 @@ class ActionValues(nn.Module):
         members: int = 2,
         activation: Activation = "relu",
         layer_norm: bool = False,
-        bins: int = 0,
     ) -> None:
         super().__init__()
         self.pixels = Pixels(reader.shape) if reader.picture else None
         wide = (self.pixels.size if self.pixels is not None else reader.size) + action_size
-        self.bins = bins
-        self.body = ensemble(members, (wide, *hidden, bins or 1), activation, layer_norm=layer_norm)
+        self.body = ensemble(members, (wide, *hidden, 1), activation, layer_norm=layer_norm)
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         features = observation if self.pixels is None else self.pixels(observation)
-        out = self.body(torch.cat([features, action], -1))
-        return out if self.bins else out[..., 0]
+        return self.body(torch.cat([features, action], -1))[..., 0]
 
 
 class StateValues(nn.Module):

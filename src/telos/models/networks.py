@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -112,6 +112,7 @@ class Normaliser(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("m2", torch.zeros(size, dtype=torch.float64))
+        self._array: tuple[Any, np.ndarray, np.ndarray] = (None, np.zeros(0), np.ones(0))
 
     def update(self, values: np.ndarray) -> None:
         """Takes in values [N, size]."""
@@ -134,8 +135,12 @@ class Normaliser(nn.Module):
         return ((x - self.mean.to(x.dtype)) / self.deviation.to(x.dtype)).clamp(-10, 10)
 
     def of_array(self, x: np.ndarray) -> np.ndarray:
-        """As `forward`, for an array."""
-        mean, deviation = (values.cpu().numpy().astype(np.float32) for values in (self.mean, self.deviation))
+        """As `forward`, for an array. The statistics are brought into its form again only when they have changed."""
+        place = (self.mean.data_ptr(), self.mean._version, self.m2._version)
+        if self._array[0] != place:
+            mean, deviation = (values.cpu().numpy().astype(np.float32) for values in (self.mean, self.deviation))
+            self._array = place, mean, deviation
+        _, mean, deviation = self._array
         return np.clip((x - mean) / deviation, -10, 10)
 
 

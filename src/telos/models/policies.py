@@ -8,6 +8,7 @@ A folder holds `policy.safetensors` and `policy.json` (kind, spaces, sizes). Not
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
 from dataclasses import dataclass
@@ -210,20 +211,15 @@ class Policy(nn.Module):
         return policy.requires_grad_(False)
 
     def export_onnx(self, path: str | Path) -> None:
-        """The network from what the reader gives to its outputs, normalisation included, as an ONNX file. Raises `UsageError` without the package onnx."""
+        """The network from what the reader gives, [n, …], to its outputs [n, outputs], normalisation included, as an ONNX file. Raises `UsageError` without
+        the package onnx."""
+        if importlib.util.find_spec("onnx") is None:
+            raise UsageError("writing ONNX needs the package onnx: pip install onnx")
         example = torch.zeros(1, *self.reader.shape, dtype=torch.uint8 if self.reader.picture else torch.float32)
-        try:
-            torch.onnx.export(
-                self,
-                (example,),
-                str(path),
-                input_names=["observation"],
-                output_names=["output"],
-                dynamic_axes={"observation": {0: "n"}, "output": {0: "n"}},
-                dynamo=False,
-            )
-        except (ImportError, ModuleNotFoundError) as error:
-            raise UsageError(f"writing ONNX needs a package that is not installed: {error}") from error
+        sizes = {name: {0: "n"} for name in ("observation", "output")}
+        torch.onnx.export(
+            self, (example,), str(path), input_names=["observation"], output_names=["output"], dynamic_axes=sizes, dynamo=False
+        )
 
 
 def _outputs(space: gymnasium.Space, shape: Shape) -> int:

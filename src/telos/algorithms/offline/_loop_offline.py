@@ -3,11 +3,6 @@
 One of the program's steps is `iteration_updates` improvements (`algorithms.actor_critic`) from batches that are drawn uniformly with replacement. The policy
 meets the environment in evaluations alone; nothing of them is learned from. Rewards may be shifted and scaled, observations are brought to mean 0 and
 deviation 1 of the data when asked; both travel with the policy or are written down with the run.
-
-What a method `needs`:
-
-- "next-action": what was done in the next observation;
-- "returns": the discounted rewards from each step to the end of its episode.
 """
 
 from __future__ import annotations
@@ -90,7 +85,7 @@ def stochastic_policy(config: StochasticConfig, observation_space: gymnasium.Spa
 class Table:
     """A dataset as learners read it: arrays in the policy's own units, from which batches are drawn."""
 
-    def __init__(self, steps: Steps, policy: Policy, config: DatasetConfig, needs: frozenset[str]) -> None:
+    def __init__(self, steps: Steps, policy: Policy, config: DatasetConfig) -> None:
         self.observation = torch.from_numpy(np.ascontiguousarray(policy.reader(steps.observation)))
         self.next_observation = torch.from_numpy(np.ascontiguousarray(policy.reader(steps.next_observation)))
         action = policy.from_environment(steps.action)
@@ -102,12 +97,6 @@ class Table:
             reward, gamma = (reward + config.reward_shift) * config.reward_scale, config.gamma
         self.reward = torch.from_numpy(reward.astype(np.float32))
         self.discount = torch.from_numpy(np.where(steps.terminated, 0.0, gamma).astype(np.float32))
-        self.next_action = self.return_to_go = None
-        if "next-action" in needs:
-            following = np.minimum(np.arange(len(reward)) + 1, len(reward) - 1)
-            self.next_action = self.action[torch.from_numpy(np.where(steps.ended, np.arange(len(reward)), following))]
-        if "returns" in needs:
-            self.return_to_go = torch.from_numpy(returns_to_go(reward, steps.ended, gamma).astype(np.float32))
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -122,20 +111,8 @@ class Table:
             discount=self.discount[index],
             weight=torch.ones(len(rows)),
             index=index,
-            next_action=None if self.next_action is None else self.next_action[index],
-            return_to_go=None if self.return_to_go is None else self.return_to_go[index],
             batch_size=[len(rows)],
         )
-
-
-def returns_to_go(reward: np.ndarray, ended: np.ndarray, gamma: float) -> np.ndarray:
-    """Σ_k γ^k r_{t+k} to the end of each step's episode, [n] float64; episodes one after the other."""
-    found = np.zeros(len(reward))
-    running = 0.0
-    for t in range(len(reward) - 1, -1, -1):
-        running = reward[t] + (0.0 if ended[t] else gamma * running)
-        found[t] = running
-    return found
 
 
 def shape_of(space: gymnasium.Space) -> Any:
@@ -172,7 +149,7 @@ class Program(ControlProgram):
         assert method.build is not None
         self.agent: Agent = method.build(config, *spaces).to(self.device)
         self.policy = self.agent.policy
-        self.table = Table(steps, self.policy, config, method.needs)
+        self.table = Table(steps, self.policy, config)
         if self.policy.normaliser is not None:
             self.policy.normaliser.update(self.table.observation.numpy())
         self.improver = Improver(method, config, self.agent, config.program_steps * config.iteration_updates, make_backend(config.backend))

@@ -53,9 +53,8 @@ def update(config: Config, agent: ActorCritic, segment: Segment, estimate: Estim
     observation, action, advantage = rows(segment.observation), rows(segment.action), rows(estimate.advantages)
     parameters = [p for p in agent.policy.parameters() if p.requires_grad]
     with torch.no_grad():
-        old = agent.policy.distribution(observation)
+        old = agent.policy.distribution(observation).fixed()
         old_logprob = old.log_prob(action)
-        old = type(old)(**{name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in vars(old).items()})
 
     def surrogate(found: Any) -> torch.Tensor:
         return ((found.log_prob(action) - old_logprob).exp() * advantage).mean()

@@ -10,7 +10,7 @@ import numpy as np
 
 from telos.catalogue.claims import Budget, Claim, Fact
 from telos.catalogue.lab import Stages
-from telos.catalogue.online_rl._control import scores
+from telos.evaluation.normalised import normalised
 
 TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
 ON_POLICY: dict[str, Any] = {"num_envs": 8, "rollout_steps": 256, "normalize_observations": True, "normalize_rewards": True}
@@ -23,12 +23,17 @@ OF: dict[str, dict[str, Any]] = {
 PAR = 5.0  # points of the normalised score that count as the same
 
 
+def scores(stages: Stages, method: str, tasks: int, **options: Any) -> dict[str, float]:
+    """The normalised score (0: random, 100: D4RL's expert) of a method's last policy on each task, over its evaluation's episodes."""
+    runs = {env: stages.train(f"{method}-{env}", method, env=env, checkpoint_every=0, eval_episodes=20, **options) for env in TASKS[:tasks]}
+    return {env: float(normalised(env, run.facts["evaluation"]["evaluation/return"])) for env, run in runs.items()}
+
+
 def experiment(root: Path, seed: int, settings: Mapping[str, Any], watch: Any = None) -> dict[str, float]:
     stages = Stages(root, seed, watch)
-    tasks: dict[str, dict[str, Any]] = {env: {} for env in TASKS[: settings["tasks"]]}
-    found = {key: scores(stages, key, key, tasks, total_steps=settings["steps"], **ON_POLICY, **own) for key, own in OF.items()}
+    found = {key: scores(stages, key, settings["tasks"], total_steps=settings["steps"], **ON_POLICY, **own) for key, own in OF.items()}
     early = {"total_steps": settings["off_policy_steps"], "start_steps": settings["start"], "random_steps": settings["start"]}
-    found |= {key: scores(stages, key, key, tasks, **early) for key in ("sac", "soft-mdpo")}
+    found |= {key: scores(stages, key, settings["tasks"], **early) for key in ("sac", "soft-mdpo")}
     mean = {key: float(np.mean(list(of.values()))) for key, of in found.items()}
     return {
         "score over PPO": mean["mdpo"] - mean["ppo"],

@@ -53,11 +53,11 @@ CLAIM = Claim(
     statement="a learned process reward beside the success reward is hacked by needless steps; with Clip and Delta it is not, and accuracy is kept",
     baselines=("reinforce-plus-plus on the success reward", "the same with the process reward as it is"),
     facts=(
-        Fact("with the process reward answers have at least a third more steps", "steps of process over success", ">", 1.33),
+        Fact("with the process reward answers have at least half as many steps again", "steps of process over success", ">", 1.5),
         Fact("while their steps earn more", "gain of the reward of steps, process", ">", 0.0),
         Fact("and fewer are right, by more than 0.05", "accuracy of process over success", "<", -0.05),
-        Fact("with Clip and Delta there are not a seventh more steps", "steps of clip and delta over success", "<", 1.14),
-        Fact("and not fewer are right by 0.05", "accuracy of clip and delta over success", ">", -0.05),
+        Fact("with Clip and Delta there is not a tenth more", "steps of clip and delta over success", "<", 1.1),
+        Fact("and not fewer are right by 0.02", "accuracy of clip and delta over success", ">", -0.02),
     ),
     experiment=experiment,
     budgets={

@@ -140,18 +140,8 @@ CLAIM = Claim(
         Fact("classification: accuracy on held-out scenes is higher than after fine-tuning", "accuracy of GRPO over SFT", ">", 0.0),
         Fact("detection improves on the start", "mean IoU of GRPO over start", ">", 0.0),
         Fact("classification improves on the start", "accuracy of GRPO over start", ">", 0.0),
-        Fact(
-            "detection: the likeliest answers' mean IoU is not more than 0.02 below fine-tuning's",
-            "mean IoU of likeliest answers of GRPO over SFT",
-            ">",
-            -0.02,
-        ),
-        Fact(
-            "classification: the likeliest answers' accuracy is not more than 0.02 below fine-tuning's",
-            "accuracy of likeliest answers of GRPO over SFT",
-            ">",
-            -0.02,
-        ),
+        Fact("detection: so it is for the likeliest answers", "mean IoU of likeliest answers of GRPO over SFT", ">", 0.0),
+        Fact("classification: so it is for the likeliest answers", "accuracy of likeliest answers of GRPO over SFT", ">", 0.0),
     ),
     experiment=experiment,
     budgets={
@@ -184,6 +174,6 @@ CLAIM = Claim(
     },
     notes="A 4.6 M-parameter policy answers about drawn shapes of 50 × 50 pixels, where the paper's models of 2 and 7 B parameters answer about photographs; "
     "boxes are counted in cells of a 5 × 5 grid. There is no reasoning before the answer: tinylm has none to give. The encoder is frozen. Scores are means "
-    "over answers sampled at temperature 1, as in the other claims about language models here; likeliest answers, which sharpening alone cannot improve, "
-    "are held to be no worse.",
+    "over answers sampled at temperature 1, as in the other claims about language models here; of likeliest answers, which "
+    "sharpening alone cannot improve, the same is asked.",
 )
