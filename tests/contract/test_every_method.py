@@ -92,7 +92,7 @@ def test_it_brings_the_functions_that_its_loop_calls_and_no_others(method: Metho
         "iterative": {"writers", "advance", "prepare"},
         "supervised": {"prepare"},
         "rollouts": {"select", "sample"},
-        "on-policy": {"update"},
+        "on-policy": {"update", "slopes"},
     }
     allowed = may.get(method.loop, set())
     assert wanted <= found <= wanted | allowed

@@ -940,13 +940,19 @@ def test_rewards_are_divided_by_the_deviation_of_all_discounted_returns_so_far(w
     assert 0 < (segment.reward.abs() == 1.5).sum() < 40
 
 
-def test_each_pass_sees_every_step_once(world: World, tmp_path: Path) -> None:
-    program = program_of("ppo", world.options(discovery.load("ppo"), rollout_steps=15, minibatch_size=8, epochs=3), tmp_path)
+@pytest.mark.parametrize("activation", ["tanh", "gelu"])  # gradients that are written out, and torch's
+def test_each_pass_sees_every_step_once(world: World, tmp_path: Path, activation: str) -> None:
+    options = world.options(discovery.load("ppo"), rollout_steps=15, minibatch_size=8, epochs=3, activation=activation)
+    program = program_of("ppo", options, tmp_path)
     call, seen = program.learner.call, []
 
     def watched(name: str, *arguments: Any, **options: Any) -> Any:
         if name == "accumulate":
             seen.append([arguments[0], arguments[4]])
+        if name == "descend":
+            rows, size, _ = arguments
+            whole = [torch.from_numpy(rows[part]) for part in ("observation", "old_value")]
+            seen.extend(zip(*(part.split(size) for part in whole), strict=True))
         return call(name, *arguments, **options)
 
     program.learner.call = watched
@@ -1005,13 +1011,20 @@ def test_replayed_steps_are_drawn_and_weighed_by_their_errors(world: World, tmp_
     assert program.replay.written == 60
 
 
-def test_passes_end_with_the_first_whose_divergence_is_beyond_the_bound(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("activation", ["tanh", "gelu"])
+def test_passes_end_with_the_first_whose_divergence_is_beyond_the_bound(world: World, tmp_path: Path, activation: str) -> None:
     """The divergence of a pass is that of the policy as it then is: passes before, which had moved less, do not soften it."""
 
     def passes(folder: str, target_kl: float) -> list[float]:
         """The mean estimated divergence of each pass of the first iteration."""
         options = world.options(
-            discovery.load("ppo"), rollout_steps=16, minibatch_size=8, epochs=8, learning_rate=0.02, target_kl=target_kl
+            discovery.load("ppo"),
+            rollout_steps=16,
+            minibatch_size=8,
+            epochs=8,
+            learning_rate=0.02,
+            target_kl=target_kl,
+            activation=activation,
         )
         program = program_of("ppo", options, tmp_path / folder)
         call, seen = program.learner.call, []
@@ -1020,6 +1033,8 @@ def test_passes_end_with_the_first_whose_divergence_is_beyond_the_bound(world: W
             found = call(name, *arguments, **given)
             if name == "accumulate":
                 seen.append(found["metrics"]["policy/approx_kl"][0] / 8)
+            if name == "descend":
+                seen.extend([found["metrics"]["policy/approx_kl"][0] / 32] * 4)
             return found
 
         program.learner.call = watched

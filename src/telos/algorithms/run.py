@@ -18,15 +18,20 @@ from telos.core.seeds import seed_everything
 
 
 def prepare_threads(threads: int = 0) -> None:
-    """torch's CPU threads (0: OMP_NUM_THREADS, or as many as there are cores for this process), and no progress bars but our own."""
+    """CPU threads of torch and of NumPy's matrix products (0: OMP_NUM_THREADS, or as many as there are cores for this process), and no progress bars but our
+    own."""
     import os
 
+    import numpy  # noqa: F401 - the limit is set on what is loaded
     import torch
+    from threadpoolctl import threadpool_limits
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    torch.set_num_threads(threads or (int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))))
+    count = threads or (int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0)))
+    torch.set_num_threads(count)
+    threadpool_limits(count, user_api="blas")
 
 
 def prepare(config: RunConfig) -> None:

@@ -11,17 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-Activation = Literal["tanh", "relu", "silu", "gelu"]
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
+Activation = Literal["tanh", "relu", "silu", "gelu", "leaky_relu"]
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "leaky_relu": nn.LeakyReLU}
 
 
 def perceptron(
-    sizes: Sequence[int], activation: Activation = "tanh", *, gains: tuple[float, float] | None = None, layer_norm: bool = False
+    sizes: Sequence[int],
+    activation: Activation = "tanh",
+    *,
+    gains: tuple[float, float] | None = None,
+    layer_norm: bool | Literal["plain"] = False,
 ) -> nn.Sequential:
     """Linear layers of these sizes with the activation between them.
 
     `gains`: orthogonal initial weights with zero biases, the first gain for hidden layers and the second for the last (Andrychowicz et al. 2021 find the
-    last of a policy best near 0.01); None leaves torch's initialisation. `layer_norm` normalises each hidden layer before its activation.
+    last of a policy best near 0.01); None leaves torch's initialisation. `layer_norm` normalises each hidden layer before its activation;
+    "plain" without weights of its own.
     """
     layers: list[nn.Module] = []
     for i, (wide, out) in enumerate(itertools.pairwise(sizes)):
@@ -32,7 +37,7 @@ def perceptron(
             nn.init.zeros_(linear.bias)
         layers.append(linear)
         if not last:
-            layers += [nn.LayerNorm(out)] if layer_norm else []
+            layers += [nn.LayerNorm(out, elementwise_affine=layer_norm != "plain")] if layer_norm else []
             layers.append(_ACTIVATIONS[activation]())
     return nn.Sequential(*layers)
 

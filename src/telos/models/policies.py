@@ -24,23 +24,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from telos.core.errors import UsageError
+from telos.functional.closed_form import Actions, CategoricalActions, GaussianActions, MultiCategoricalActions
 from telos.functional.distributions import Categorical, Distribution, Gaussian, MultiCategorical, TanhGaussian
 from telos.models.networks import Activation, Cached, Fast, Normaliser, Pixels, perceptron
 from telos.models.observations import Reader, batched
 
-Kind = Literal["stochastic", "squashed", "deterministic", "values"]
+Kind = Literal["stochastic", "softplus", "squashed", "deterministic", "values"]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a policy's network looks like. `kind`: `stochastic` gives a categorical, or a Gaussian whose deviation does not depend on the state; `squashed` a
-    Gaussian behind tanh, with a deviation of its own in each state; `deterministic` tanh of the output; `values` the action values of discrete actions."""
+    """What a policy's network looks like. `kind`: `stochastic` gives a categorical, or a Gaussian whose deviation does not depend on the state; `softplus` a
+    Gaussian whose deviation is the softplus of further outputs; `squashed` a Gaussian behind tanh, with a deviation of its own in each state;
+    `deterministic` tanh of the output; `values` the action values of discrete actions. `layer_norm` is as in `networks.perceptron`."""
 
     kind: Kind = "stochastic"
     hidden: tuple[int, ...] = (64, 64)
     activation: Activation = "tanh"
     orthogonal: bool = True
-    layer_norm: bool = False
+    layer_norm: bool | Literal["plain"] = False
     normalise: bool = False
     log_std_init: float = 0.0
     dueling: bool = False
@@ -56,7 +58,7 @@ class Policy(nn.Module):
         self.normaliser = Normaliser(self.reader.size) if shape.normalise and not self.reader.picture else None
         self.pixels = Pixels(self.reader.shape) if self.reader.picture else None
         wide = self.pixels.size if self.pixels is not None else self.reader.size
-        outputs = _outputs(action_space, shape)
+        self.size = outputs = _outputs(action_space, shape)  # numbers that the network gives for a state
         gains = (math.sqrt(2), 0.01) if shape.orthogonal else None
         self._fast = Cached()
         self.body = perceptron((wide, *shape.hidden, outputs), shape.activation, gains=gains, layer_norm=shape.layer_norm)
@@ -100,6 +102,9 @@ class Policy(nn.Module):
             mean, log_std = out.chunk(2, -1)
             # Smooth bounds keep a gradient everywhere (Haarnoja et al. clip to [−20, 2]).
             return TanhGaussian(mean, -5 + 3.5 * (torch.tanh(log_std) + 1))
+        if self.shape.kind == "softplus":
+            mean, before = out.chunk(2, -1)
+            return Gaussian(mean, nn.functional.softplus(before).log())
         if self.shape.kind != "stochastic":
             raise UsageError(f"a {self.shape.kind} policy has no distribution over actions")
         if isinstance(self.action_space, Box):
@@ -107,6 +112,16 @@ class Policy(nn.Module):
         if isinstance(self.action_space, MultiDiscrete):
             return MultiCategorical(out, tuple(int(n) for n in self.action_space.nvec))
         return Categorical(out)
+
+    def actions(self) -> Actions:
+        """`distribution_of` for arrays, of a stochastic policy."""
+        if self.shape.kind != "stochastic":
+            raise UsageError(f"a {self.shape.kind} policy has no distribution over arrays")
+        if isinstance(self.action_space, Box):
+            return GaussianActions(self.log_std.detach().cpu().numpy())
+        if isinstance(self.action_space, MultiDiscrete):
+            return MultiCategoricalActions(tuple(int(n) for n in self.action_space.nvec))
+        return CategoricalActions(self.size)
 
     # -- acting -------------------------------------------------------------------------------------------------------------------------------
 
@@ -226,12 +241,12 @@ def _outputs(space: gymnasium.Space, shape: Shape) -> int:
     continuous = isinstance(space, Box)
     if not isinstance(space, (Box, Discrete, MultiDiscrete)) or (isinstance(space, MultiDiscrete) and space.nvec.ndim != 1):
         raise UsageError(f"policies act in Box, Discrete and one-dimensional MultiDiscrete spaces; the environment's actions are {space}")
-    if shape.kind in ("squashed", "deterministic") and not continuous:
+    if shape.kind in ("softplus", "squashed", "deterministic") and not continuous:
         raise UsageError(f"this method acts in continuous spaces (Box); the environment's actions are {space}")
     if shape.kind == "values" and not isinstance(space, Discrete):
         raise UsageError(f"this method acts in discrete spaces (Discrete); the environment's actions are {space}")
     if continuous:
-        return int(np.prod(space.shape)) * (2 if shape.kind == "squashed" else 1)
+        return int(np.prod(space.shape)) * (2 if shape.kind in ("softplus", "squashed") else 1)
     if isinstance(space, MultiDiscrete):
         return int(space.nvec.sum())
     assert isinstance(space, Discrete)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from telos.algorithms.control import ControlConfig, ControlProgram, describe_episodes, open_environments
 from telos.algorithms.learning import Learner, OptimiserConfig
+from telos.algorithms.online._array_learner import ROWS, ArrayLearner
 from telos.core.config import require
 from telos.core.errors import Failure, UsageError
 from telos.core.method import Method
 from telos.core.run import Run
-from telos.core.seeds import numpy_generator, torch_generator
+from telos.core.seeds import numpy_generator
 from telos.dataflow import make_backend
 from telos.environments.base import Driver, Episode, take
 from telos.functional.distributions import Distribution, Gaussian
@@ -101,19 +102,14 @@ class ActorCritic(nn.Module):
     def values(self, observation: Tensor) -> Tensor:
         return self.critic(self.policy.features(observation) if self.pixels is None else self.pixels(observation))[:, 0]
 
-    def look(self, read: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(the policy's outputs, values [N]) for observations as the reader gave them, without gradient."""
-        critic, actor = self._fast.of(self.critic), self.policy.fast
-        if self.pixels is not None or critic is None or actor is None:
-            with torch.no_grad():
-                observation = torch.from_numpy(read).to(next(self.parameters()).device)
-                return self.policy(observation).cpu().numpy(), self.values(observation).cpu().numpy()
-        if self.policy.normaliser is not None:
-            read = self.policy.normaliser.of_array(read)
-        return actor(read), critic(read)[:, 0]
-
     def value(self, read: np.ndarray) -> np.ndarray:
-        return self.look(read)[1]
+        """Values [N] of observations as the reader gave them, without gradient."""
+        critic = self._fast.of(self.critic)
+        if self.pixels is None and critic is not None:
+            return critic(read if self.policy.normaliser is None else self.policy.normaliser.of_array(read))[:, 0]
+        parts = torch.from_numpy(read).split(1024)  # pictures take memory
+        with torch.no_grad():
+            return torch.cat([self.values(part.to(next(self.parameters()).device)) for part in parts]).cpu().numpy()
 
 
 class Program(ControlProgram):
@@ -135,7 +131,11 @@ class Program(ControlProgram):
         self.driver = Driver(environments, config.seed)
         size = config.minibatch_size or config.steps_an_iteration
         updates = config.program_steps * config.epochs * math.ceil(config.steps_an_iteration / size)
-        self.learner = make_backend(config.backend).place(lambda: Learner(self.model, config, updates))
+        self.arrays = ArrayLearner.fits(method, self.model, config, self.device)
+        make = (
+            (lambda: ArrayLearner(method, self.model, config, updates)) if self.arrays else (lambda: Learner(self.model, config, updates))
+        )
+        self.learner = make_backend(config.backend).place(make)
         if self.policy.normaliser is not None:
             self.policy.normaliser.update(self.policy.reader(self.driver.observation))
         self.method_state: dict[str, float] = {}
@@ -179,22 +179,20 @@ class Program(ControlProgram):
         """An iteration's steps, the policy's outputs at each, and the episodes that ended."""
         c, policy, driver = self.config, self.policy, self.driver
         n, reader = c.num_envs, policy.reader
-        generator = torch_generator(c.seed, "actions", index)
         observation = np.empty((c.rollout_steps, n, *reader.shape), dtype=reader.dtype)
-        outputs: list[np.ndarray] = []
-        actions: list[np.ndarray] = []
-        reward, value, next_value = (np.zeros((c.rollout_steps, n), dtype=np.float32) for _ in range(3))
+        actions = policy.actions()
+        noise = actions.noise((c.rollout_steps, n, policy.size), numpy_generator(c.seed, "actions", index))
+        outputs = np.empty((c.rollout_steps, n, policy.size), dtype=np.float32)
+        chosen: list[np.ndarray] = []
+        reward, next_value = (np.zeros((c.rollout_steps, n), dtype=np.float32) for _ in range(2))
         terminated, truncated = (np.zeros((c.rollout_steps, n), dtype=bool) for _ in range(2))
         episodes: list[Episode] = []
-        log_std = policy.log_std.detach().cpu() if hasattr(policy, "log_std") else None
         for t in range(c.rollout_steps):
-            read = reader(driver.observation)
-            observation[t] = read
-            out, value[t] = self.model.look(read)
-            action = _behaviour(policy, torch.from_numpy(out), log_std).sample(generator).numpy()
+            observation[t] = reader(driver.observation)
+            outputs[t] = policy.outputs(observation[t])
+            action = actions.draw(outputs[t], noise[t])
             outcome, ended = driver.step(policy.to_environment(action))
-            outputs.append(out)
-            actions.append(action)
+            chosen.append(action)
             reward[t] = outcome.reward
             terminated[t], truncated[t] = outcome.terminated, outcome.truncated
             if truncated[t].any():
@@ -203,16 +201,15 @@ class Program(ControlProgram):
             if c.normalize_rewards:
                 reward[t] = self._scaled(outcome.reward, terminated[t] | truncated[t])
             episodes += ended
-        last = self.model.value(reader(driver.observation))
-        over = terminated | truncated
-        following = np.concatenate([value[1:], last[None]])
-        next_value = np.where(over, next_value, following)
-        action_tensor = torch.from_numpy(np.stack(actions))
-        out_tensor = torch.from_numpy(np.stack(outputs))
-        logprob = _behaviour(policy, flat(out_tensor), log_std).log_prob(flat(action_tensor)).unflatten(0, action_tensor.shape[:2])
-        arrays = [torch.from_numpy(x) for x in (reward, value, next_value, terminated, truncated)]
-        segment = Segment(torch.from_numpy(observation), action_tensor, logprob, *arrays)
-        return _moved(segment, self.device), out_tensor.to(self.device), episodes
+        value = self.model.value(observation.reshape(-1, *reader.shape)).reshape(c.rollout_steps, n)
+        following = np.concatenate([value[1:], self.model.value(reader(driver.observation))[None]])
+        next_value = np.where(terminated | truncated, next_value, following)
+        action = np.stack(chosen)
+        coded = actions.coded(action.reshape(-1, *action.shape[2:]))
+        logprob = actions.score(outputs.reshape(-1, policy.size), coded)[0].reshape(c.rollout_steps, n)
+        arrays = (observation, action, logprob, reward, value, next_value, terminated, truncated)
+        segment = Segment(*(torch.from_numpy(x) for x in arrays))
+        return _moved(segment, self.device), torch.from_numpy(outputs).to(self.device), episodes
 
     def _scaled(self, reward: np.ndarray, ended: np.ndarray) -> np.ndarray:
         """Rewards over the running deviation of the discounted return, bounded."""
@@ -231,52 +228,79 @@ class Program(ControlProgram):
 
     def _learn(self, index: int, segment: Segment, outputs: Tensor, estimate: Estimate) -> dict[str, float]:
         c = self.config
+        size = c.minibatch_size or c.steps_an_iteration
+        sums: dict[str, tuple[float, float]] = {}
+        loss, updates, told = 0.0, 0, {}
+        self._unchecked = self.method.update is None  # else the policy has moved already
+        one_pass = self._array_pass(segment, estimate) if self.arrays else self._tensor_pass(index, segment, outputs, estimate)
+        for epoch in range(c.epochs):
+            found = one_pass(numpy_generator(c.seed, "minibatches", index, epoch).permutation(c.steps_an_iteration), size)
+            loss += found["loss"]
+            updates += found["optimiser_steps"]
+            told = {name: found[name] for name in ("grad_norm", "learning_rate")}
+            _add(sums, found["metrics"])
+            if isinstance(c, PassesConfig) and c.target_kl and means(found["metrics"]).get("policy/approx_kl", 0.0) > c.target_kl:
+                break
+        return {"loss": loss / updates, **means(sums), **told, "optimiser_steps": float(updates)}
+
+    def _array_pass(self, segment: Segment, estimate: Estimate) -> Callable[[np.ndarray, int], dict[str, Any]]:
+        """One pass over the steps in a given order, by gradients that are written out."""
+        parts = (segment.observation, segment.action, segment.logprob, segment.value, estimate.advantages, estimate.returns)
+        entries = {name: flat(part).numpy() for name, part in zip(ROWS, parts, strict=True)}
+        entries["coded"] = self.policy.actions().coded(entries["coded"])
+        if self.policy.normaliser is not None:
+            entries["observation"] = self.policy.normaliser.of_array(entries["observation"])
+
+        def run(order: np.ndarray, size: int) -> dict[str, Any]:
+            rows = {name: entry[order] for name, entry in entries.items()}
+            found = self.learner.call("descend", rows, size, self.last_batch)
+            self._check_first_ratio(found["gap"])
+            return found
+
+        return run
+
+    def _tensor_pass(
+        self, index: int, segment: Segment, outputs: Tensor, estimate: Estimate
+    ) -> Callable[[np.ndarray, int], dict[str, Any]]:
+        """One pass over the steps in a given order, by automatic differentiation of the method's loss."""
+        c = self.config
         parts = [segment.observation, segment.action, outputs, segment.logprob, segment.value, estimate.advantages, estimate.returns]
         entries = [flat(part) for part in parts]
         old_log_std = self.policy.log_std.detach().clone() if hasattr(self.policy, "log_std") else None
-
         progress = index / c.program_steps
-        self._unchecked = self.method.update is None  # else the policy has moved already
 
         def losses(model: ActorCritic, *rows: Tensor) -> Losses:
             observation, action, out, logprob, value, advantage, returns = rows
             distribution, now = model(observation)
             new = distribution.log_prob(action)
-            if self._unchecked:
-                self._check_first_ratio(new, logprob)
-            old = _behaviour(model.policy, out, old_log_std)
+            self._check_first_ratio((new.detach() - logprob).abs().mean())
+            old = model.policy.distribution_of(out) if old_log_std is None else Gaussian(out, old_log_std)
             assert self.method.loss is not None
             seen = StepView(distribution, new, now, action, old, logprob, value, advantage, returns, progress)
             return self.method.loss(c, seen)
 
-        n = c.steps_an_iteration
-        size = c.minibatch_size or n
-        sums: dict[str, tuple[float, float]] = {}
-        loss, updates, told = 0.0, 0, {}
-        for epoch in range(c.epochs):
-            order = torch.from_numpy(numpy_generator(c.seed, "minibatches", index, epoch).permutation(n)).to(self.device)
-            of_pass: dict[str, tuple[float, float]] = {}
-            for start in range(0, n, size):
-                rows = order[start : start + size]
+        def run(order: np.ndarray, size: int) -> dict[str, Any]:
+            loss, told, sums, starts = 0.0, {}, {}, range(0, len(order), size)
+            for start in starts:
+                rows = torch.from_numpy(order[start : start + size]).to(self.device)
                 result = self.learner.call(
                     "accumulate", *(entry[rows] for entry in entries), losses=losses, denominators=Denominators(len(rows), len(rows))
                 )
                 told = self.learner.call("apply", self.last_batch)
                 loss += result["loss"]
-                _add(of_pass, result["metrics"])
-                updates += 1
-            _add(sums, of_pass)
-            if isinstance(c, PassesConfig) and c.target_kl and means(of_pass).get("policy/approx_kl", 0.0) > c.target_kl:
-                break
-        return {"loss": loss / updates, **means(sums), **told, "optimiser_steps": float(updates)}
+                _add(sums, result["metrics"])
+            return {"loss": loss, "metrics": sums, "optimiser_steps": len(starts), **told}
 
-    def _check_first_ratio(self, new: Tensor, old: Tensor) -> None:
-        """Before an iteration's first update, what is trained must be what has acted."""
+        return run
+
+    def _check_first_ratio(self, gap: Tensor | float) -> None:
+        """Before an iteration's first update, what is trained must be what has acted: their log-probabilities are `gap` nats apart."""
+        if not self._unchecked:
+            return
         self._unchecked = False
-        gap = float((new.detach() - old).abs().mean())
         if gap > 1e-3:
             raise Failure(
-                f"the trained policy's log-probabilities differ from those it acted with by {gap:.3g} nats before any update: "
+                f"the trained policy's log-probabilities differ from those it acted with by {float(gap):.3g} nats before any update: "
                 "it acted with other weights, units or another distribution"
             )
 
@@ -310,11 +334,6 @@ def _add(totals: dict[str, tuple[float, float]], more: Mapping[str, tuple[float,
     for name, (value, count) in more.items():
         before = totals.get(name, (0.0, 0.0))
         totals[name] = (before[0] + value, before[1] + count)
-
-
-def _behaviour(policy: Policy, out: Tensor, log_std: Tensor | None) -> Distribution:
-    """The distribution that outputs [B, …] stood for when the deviation was `log_std`."""
-    return policy.distribution_of(out) if log_std is None else Gaussian(out, log_std)
 
 
 def _moved(segment: Segment, device: torch.device) -> Segment:

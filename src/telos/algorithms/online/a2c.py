@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from telos.algorithms.online._loop_on_policy import OnPolicyConfig
 from telos.core.config import require
 from telos.core.method import Method
+from telos.functional.closed_form import Slopes, StepArrays
 from telos.functional.reduction import Losses
 from telos.functional.segments import Estimate, Segment, StepView, gae, standardised
 
@@ -47,6 +48,14 @@ def loss(config: Config, view: StepView) -> Losses:
     return Losses(-view.advantage * view.logprob - config.entropy_coef * entropy, metrics={"entropy": entropy}, extra=(critic,))
 
 
+def slopes(config: Config, view: StepArrays) -> Slopes:
+    error = view.value - view.returns
+    squared = error * error
+    loss = config.value_coef * squared - view.advantage * view.logprob - config.entropy_coef * view.entropy
+    metrics = {"loss/critic": squared, "entropy": view.entropy}
+    return Slopes(loss, -view.advantage, -config.entropy_coef, 2 * config.value_coef * error, metrics)
+
+
 METHOD = Method(
     key="a2c",
     title="Advantage Actor-Critic",
@@ -56,6 +65,7 @@ METHOD = Method(
     paper="Mnih et al. 2016, Asynchronous Methods for Deep Reinforcement Learning, arXiv:1602.01783",
     config=Config,
     loss=loss,
+    slopes=slopes,
     estimate=estimate,
     aliases=("advantage-actor-critic",),
 )

@@ -13,11 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 
 from telos.algorithms.online._loop_on_policy import PassesConfig
 from telos.core.config import require
 from telos.core.method import Method
+from telos.functional import closed_form
+from telos.functional.closed_form import Slopes, StepArrays
 from telos.functional.policy import clipped_surrogate
 from telos.functional.reduction import Losses
 from telos.functional.segments import Estimate, Segment, StepView, gae, standardised
@@ -59,6 +62,22 @@ def loss(config: Config, view: StepView) -> Losses:
     return Losses(surrogate - config.entropy_coef * entropy, metrics=metrics, extra=(critic,))
 
 
+def slopes(config: Config, view: StepArrays) -> Slopes:
+    advantage = closed_form.standardised(view.advantage) if config.normalize_advantage == "minibatch" else view.advantage
+    log_ratio = view.logprob - view.old_logprob
+    surrogate, slope, ratio, clipped = closed_form.clipped_surrogate(log_ratio, advantage, config.clip_range, config.clip_range)
+    error = view.value - view.returns
+    squared = error * error
+    learned, of_value = squared, error
+    if config.clip_range_vf:
+        moved = view.value - view.old_value
+        bounded = view.old_value + moved.clip(-config.clip_range_vf, config.clip_range_vf) - view.returns
+        learned, of_value = bounded * bounded, np.where(np.abs(moved) <= config.clip_range_vf, bounded, np.float32(0))
+    loss = surrogate + config.value_coef * learned - config.entropy_coef * view.entropy
+    metrics = {"loss/critic": squared, "clip_ratio": clipped, "entropy": view.entropy, "policy/approx_kl": ratio - 1 - log_ratio}
+    return Slopes(loss, slope, -config.entropy_coef, 2 * config.value_coef * of_value, metrics)
+
+
 METHOD = Method(
     key="ppo",
     title="Proximal Policy Optimization",
@@ -68,5 +87,6 @@ METHOD = Method(
     paper="Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv:1707.06347",
     config=Config,
     loss=loss,
+    slopes=slopes,
     estimate=estimate,
 )
