@@ -65,12 +65,19 @@ class Agent(nn.Module):
         # Units are the policy's own, in slow copies too: they are shared, not copied.
         shared = {} if policy.normaliser is None else {id(policy.normaliser): policy.normaliser}
         self.targets = nn.ModuleDict({name: copy.deepcopy(self[name], dict(shared)).requires_grad_(False) for name in targets})
+        self.kept: dict[str, tuple[Transitions, Tensor]] = {}  # what losses of one improvement share
 
     def __getitem__(self, name: str) -> Any:
         return self.policy if name == "policy" else self.networks[name]
 
     def target(self, name: str) -> Any:
         return self.targets[name]
+
+    def once(self, name: str, batch: Transitions, compute: Callable[[], Tensor]) -> Tensor:
+        """What several losses of one improvement need of its batch, computed by the first of them. It must depend on nothing that they move."""
+        if name not in self.kept or self.kept[name][0] is not batch:
+            self.kept[name] = batch, compute()
+        return self.kept[name][1]
 
     @torch.no_grad()
     def follow(self, share: float, names: Sequence[str] | None = None) -> None:
@@ -127,6 +134,7 @@ class Improver:
     def improve(self, batch: Transitions, generator: torch.Generator, told: bool = True) -> tuple[dict[str, float], Tensor | None]:
         """One improvement from a batch: (metrics, empty unless `told`; the priorities [B] that a loss gave)."""
         counts = Denominators(len(batch), len(batch))
+        self.agent.kept.clear()
         metrics: dict[str, float] = {}
         priorities: list[Tensor] = []
 

@@ -74,7 +74,7 @@ def actor_loss(config: Config, agent: Agent, batch: Transitions, generator: torc
 def best(agent: Agent, batch: Transitions) -> torch.Tensor:
     """min_j Q̄_j(s, a) of the data's actions, [B], without gradient."""
     with torch.no_grad():
-        return agent.target("critic")(batch.observation, batch.action).amin(0)
+        return agent.once("best", batch, lambda: agent.target("critic")(batch.observation, batch.action).amin(0))
 
 
 def updates(config: Config) -> tuple[Update, ...]:
