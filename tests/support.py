@@ -23,6 +23,7 @@ from data_fixtures import CHATML, assistant, tiny_tokenizer, user, write_jsonl
 from telos.algorithms.run import build, prepare
 from telos.core import config as configs
 from telos.core import discovery
+from telos.core.config import options_of
 from telos.core.method import Method
 from telos.core.run import Run
 
@@ -211,10 +212,11 @@ import numpy as np
 
 
 class Reach(gymnasium.Env):
-    """Walk on a line until the place 1 is reached; an episode is cut after six steps."""
+    """Walk on a line until the place 1 is reached; an episode is cut after six steps. With `finite` seven cells of the line are what is seen."""
 
-    def __init__(self, continuous=False, bad="", render_mode=None):
-        self.observation_space = gymnasium.spaces.Box(-10.0, 10.0, (2,), np.float32)
+    def __init__(self, continuous=False, finite=False, bad="", render_mode=None):
+        self.observation_space = gymnasium.spaces.Discrete(7) if finite else gymnasium.spaces.Box(-10.0, 10.0, (2,), np.float32)
+        self.finite, self.models = finite, np.random.default_rng(0).dirichlet(np.full(7, 0.5), (2, 7, 3)) if finite else None
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32) if continuous else gymnasium.spaces.Discrete(3)
         self.continuous, self.bad, self.steps = continuous, bad, 0
 
@@ -224,6 +226,8 @@ class Reach(gymnasium.Env):
         return self._look(), {}
 
     def _look(self):
+        if self.finite:
+            return int(np.clip(round(self.place / 0.4) + 3, 0, 6))
         return np.array([self.place, self.steps / 6], np.float32)
 
     def step(self, action):
@@ -231,12 +235,23 @@ class Reach(gymnasium.Env):
         self.place += float(np.asarray(action).reshape(-1)[0]) * 0.6 if self.continuous else 0.4 * (int(action) - 1)
         self.place += float(self.np_random.normal()) * 0.05
         reward = float("nan") if self.bad == "reward" and self.steps == 3 else -abs(self.place - 1)
-        look = self._look() * (float("nan") if self.bad == "observation" and self.steps == 2 else 1.0)
+        look = self._look()
+        if self.bad == "observation" and self.steps == 2:
+            look = look * float("nan")
         if self.bad == "raises" and self.steps == 4:
             raise RuntimeError("the motor is hot")
         return look, reward, bool(self.place > 1), self.steps >= 6, {"is_success": self.place > 1}
 '''
-DISCRETE = {"dqn"}
+DISCRETE = {"dqn", "gorp", "hnpg", "hy-q", "sqirl", "stream-q"}  # methods that need discrete actions
+
+
+def make_teacher(root: Path, env: str, continuous: bool) -> str:
+    """A finished run in the tiny environment, whose policy has learned next to nothing."""
+    from telos.algorithms.run import train
+
+    options = {"env": env, "env_options": [f"continuous={str(continuous).lower()}"], "num_envs": 1, "hidden": [4], "device": "cpu"}
+    lengths = {"total_steps": 8, "rollout_steps": 8, "minibatch_size": 8, "epochs": 1, "eval_episodes": 1, "checkpoint_every": 0}
+    return str(train("ppo", {**options, **lengths, "out": str(root / f"teacher-{continuous}")}).path)
 
 
 def make_steps(folder: Path, env: str, continuous: bool, episodes: int = 12) -> str:
@@ -276,8 +291,10 @@ class World:
         self.chat_model = str(make_model(root / "chat-model", chat=True))
         (root / "tiny_env.py").write_text(ENVIRONMENT_FILE, encoding="utf-8")
         (root / "few").mkdir()
-        self.few_steps = make_steps(root / "few", f"{root / 'tiny_env.py'}:Reach", True, episodes=5)
-        self.steps = {kind: make_steps(root, f"{root / 'tiny_env.py'}:Reach", kind) for kind in (True, False)}
+        env = f"{root / 'tiny_env.py'}:Reach"
+        self.few_steps = {kind: make_steps(root / "few", env, kind, episodes=5) for kind in (True, False)}
+        self.steps = {kind: make_steps(root, env, kind) for kind in (True, False)}
+        self.teachers = {kind: make_teacher(root, env, kind) for kind in (True, False)}
         self.reward_model = str(make_reward_model(root / "reward-model"))
         self.value_model = str(make_value_model(root / "value-model"))
         self.other_value_model = str(make_value_model(root / "other-value-model", seed=9))
@@ -309,13 +326,26 @@ class World:
             },
         }
         by_loop["offline"] = {"updates": 12, "iteration_updates": 4, "batch_size": 8, "data": self.steps[method.key not in DISCRETE]}
-        if method.loop == "offline":
-            del common["num_envs"]
-        found = common | by_loop[method.loop]
-        if method.key == "dqn":
-            found["target_every"] = 2
-        if method.key == "a2c":
-            found |= {"minibatch_size": 0, "epochs": 1}
+        by_loop["policy-gradient"] = {"total_episodes": 12, "batch_episodes": 4, "step_size": 0.1}
+        by_loop["greedy-random"] = {"horizon": 3, "episodes": 6, "lookahead": 2}
+        by_loop["streaming"] = {"total_steps": 72, "iteration_steps": 24, "normalize_observations": False, "normalize_rewards": False}
+        by_loop["tabular"] = {"episodes": 12, "batch_episodes": 3, "horizon": 6, "env_options": ["finite=true"]}
+        of_method: dict[str, dict[str, Any]] = {
+            "a2c": {"minibatch_size": 0, "epochs": 1},
+            "dqn": {"target_every": 2},
+            "hnpg": {"data": self.steps[False], "rounds": 2, "round_steps": 3, "batch_size": 8},
+            "hy-q": {"data": self.steps[False], "target_every": 2},
+            "sqirl": {"regression_steps": 4, "batch_size": 4},
+            "stream-q": {"epsilon_steps": 60},
+            "ucb-vi": {"bonus_scale": 1e-3},  # so that the bonus is not above all that is possible
+        }
+        found = common | by_loop[method.loop] | of_method.get(method.key, {})
+        known = {option.name for option in options_of(method.config)}
+        for name in ("num_envs", "hidden", "learning_rate"):
+            if name not in known:
+                del found[name]
+        if "reward_range" in known:
+            found["reward_range"] = [-3.0, 0.0]
         return found | changes
 
     def options(self, method: Method | str, **changes: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from support import World, another, program_of
+from support import DISCRETE, World, another, program_of
 from telos.core import discovery
 from telos.core.config import Option, options_of
 from telos.core.errors import TelosError
@@ -43,6 +43,15 @@ VALUES: dict[str, Any] = {
     "target_entropy": 3.0,
     "target_kl": 1e-9,
     "total_steps": 96,
+    "total_episodes": 24,
+    "snapshot_episodes": 3,
+    "snapshot_groups": 1,
+    "snapshot_share": 0.0,
+    "snapshot_until": 1.0,
+    "snapshot_length": 1,
+    "reward_range": [-4.0, 0.5],
+    "moments": 1,
+    "sweeps": 1,
     "critics": 3,
     "warmup_steps": 5,
     "updates": 16,
@@ -61,16 +70,35 @@ BESIDE: dict[str, dict[str, Any]] = {
     "target_kl": {"epochs": 3},
     "adan_betas": {"optimiser": "adan"},
     "adan_restart": {"optimiser": "adan"},
-    "backtracks": {"max_kl": 5.0},
+    "backtracks": {"max_kl": 50.0},
+    "epsilon": {"exploration": "epsilon"},
+    "sweeps": {"episodes": 40, "batch_episodes": 1},
     "eval_episodes": {"eval_every": 1},
     "target_noise_clip": {"target_noise": 0.2},
 }
-REFUSED_AFTER = {"env": "and the space"}  # of the data is another
+REFUSED_AFTER = {"env": "and the space", "regressor": "has no effect with --regressor least-squares"}  # of the data is another
+
+
+def policy_in(world: World, method: Method) -> str:
+    """The folder of a policy for the method's environment."""
+    folder = world.root / "given-policy"
+    if not folder.exists():
+        program = program_of("ppo", world.options(discovery.load("ppo")), world.root / "given-run")
+        program.policy.save(folder)
+    return str(folder)
 
 
 def value(world: World, method: Method, option: Option, kind: Any, default: Any) -> Any:
     if option.name == "data":
-        return world.few_steps
+        return world.few_steps[method.key not in DISCRETE]
+    if option.name == "horizon":
+        return default + 2
+    if option.name == "policy":
+        return policy_in(world, method)
+    if option.name == "snapshots":
+        return world.teachers["continuous=true" in world.options(method)["env_options"]]
+    if option.name == "env" and method.loop == "tabular":
+        return "telos/LinearMixture-v0"
     if option.name == "env":
         return "CartPole-v1" if "continuous=false" in world.options(method)["env_options"] else "Pendulum-v1"
     if option.name == "env_options":
@@ -113,7 +141,9 @@ def test_every_option_changes_what_comes_out(key: str, world: World, tmp_path: P
         if name == "env_options" and method.loop == "offline":
             beside = {"eval_every": 1}
         if name == "env":
-            beside = {"env_options": []}
+            beside = {"env_options": []} | ({"horizon": 16} if method.loop == "tabular" else {})
+        if name.startswith("snapshot_"):
+            beside = {"snapshots": world.teachers[method.key not in DISCRETE]}
         before = outcome(**beside)
         default = {**world.options(method), **beside}.get(name, option.default)
         after = outcome(**{**beside, name: value(world, method, option, hints[name], default)})

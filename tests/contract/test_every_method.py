@@ -33,6 +33,10 @@ NEEDS = {  # what a loop offers beside the policy
     "on-policy": set(),
     "off-policy": set(),
     "offline": set(),
+    "policy-gradient": set(),
+    "greedy-random": set(),
+    "streaming": set(),
+    "tabular": set(),
 }
 FUNCTIONS = {  # what a loop calls
     "supervised": {"loss"},
@@ -50,6 +54,10 @@ FUNCTIONS = {  # what a loop calls
     "on-policy": {"loss", "estimate"},
     "off-policy": {"build", "updates", "explore"},
     "offline": {"build", "updates"},
+    "policy-gradient": {"loss", "advance"},
+    "greedy-random": {"build", "sample", "estimate"},
+    "streaming": {"build", "explore", "update"},
+    "tabular": {"plan"},
 }
 SOURCES = Path(telos.__file__).parent
 
@@ -92,7 +100,9 @@ def test_it_brings_the_functions_that_its_loop_calls_and_no_others(method: Metho
         "iterative": {"writers", "advance", "prepare"},
         "supervised": {"prepare"},
         "rollouts": {"select", "sample"},
-        "on-policy": {"update", "slopes"},
+        "on-policy": {"update", "slopes", "build"},
+        "policy-gradient": {"propose"},
+        "tabular": {"update"},
     }
     allowed = may.get(method.loop, set())
     assert wanted <= found <= wanted | allowed

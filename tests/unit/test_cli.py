@@ -102,22 +102,22 @@ def claims_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("verdict", ["supported", "not supported", "inconclusive"])
 def test_status_is_the_verdict_of_a_full_run(telos, claims_folder, verdict):
-    (claims_folder / "rlhf-as-irl.json").write_text(json.dumps({"key": "rlhf-as-irl", "budget": "full", "verdict": verdict}))
+    (claims_folder / "malloc-game.json").write_text(json.dumps({"key": "malloc-game", "budget": "full", "verdict": verdict}))
     rows = json.loads(telos("list", "--status", verdict.replace(" ", "-"), "--json").out)
-    assert [row["key"] for row in rows] == ["rlhf-as-irl"]
+    assert [row["key"] for row in rows] == ["malloc-game"]
 
 
 def test_a_smoke_run_decides_no_status(telos, claims_folder):
-    (claims_folder / "rlhf-as-irl.json").write_text(json.dumps({"key": "rlhf-as-irl", "budget": "smoke", "verdict": "supported"}))
+    (claims_folder / "malloc-game.json").write_text(json.dumps({"key": "malloc-game", "budget": "smoke", "verdict": "supported"}))
     assert telos("list", "--status", "supported").out.splitlines() == ["0 systems"]
 
 
 def test_a_recipe_makes_a_system_ready(claims_folder, monkeypatch, tmp_path):
-    assert status.find("rlhf-as-irl").status == "planned"
-    recipe = tmp_path / "rlhf-as-irl.py"
+    assert status.find("malloc-game").status == "planned"
+    recipe = tmp_path / "malloc-game.py"
     recipe.touch()
-    monkeypatch.setattr(status, "recipe_file", lambda family, key: recipe if key == "rlhf-as-irl" else tmp_path / "none.py")
-    assert (status.find("rlhf-as-irl").status, status.find("dpo").status) == ("ready", "planned")
+    monkeypatch.setattr(status, "recipe_file", lambda family, key: recipe if key == "malloc-game" else tmp_path / "none.py")
+    assert (status.find("malloc-game").status, status.find("dpo").status) == ("ready", "planned")
 
 
 def test_recipes_are_looked_for_under_their_family():
@@ -143,12 +143,12 @@ def test_where_finds_files_by_key_alias_title_and_number(telos, name):
 
 def test_where_lists_every_match_of_a_name(telos, monkeypatch):
     card = discovery.find("sft")
-    monkeypatch.setattr(discovery, "cards", lambda: (dataclasses.replace(card, aliases=("rlhf-as-irl",)),))
-    assert [line.split(" ")[0].rstrip(":") for line in telos("where", "rlhf-as-irl").out.splitlines() if not line.startswith(" ")] == [
-        "rlhf-as-irl",
+    monkeypatch.setattr(discovery, "cards", lambda: (dataclasses.replace(card, aliases=("malloc-game",)),))
+    assert [line.split(" ")[0].rstrip(":") for line in telos("where", "malloc-game").out.splitlines() if not line.startswith(" ")] == [
+        "malloc-game",
         "sft",
     ]
-    assert status.find("rlhf-as-irl").number == "S64"  # a key goes before an alias
+    assert status.find("malloc-game").number == "S11"  # a key goes before an alias
 
 
 @pytest.mark.parametrize("command", ["where", "show"])
@@ -274,11 +274,11 @@ def test_options_are_grouped_by_the_class_that_introduces_them():
         (["data", "make", "review", "--kind", "sft", "--n", "x", "--out", "x.jsonl"], "argument --n: invalid int value: 'x'"),
         (["where"], "required: NAME"),
         (["train", "dpoo"], "did you mean 'dpo'?"),
-        (["train", "rlhf-as-irl"], "rlhf-as-irl (S64) is planned"),
+        (["train", "malloc-game"], "malloc-game (S11) is planned"),
         (["train", "--steps", "3"], "name the method first"),
         (["train", "dpo", "--bta", "1"], "unknown option --bta (did you mean --beta?)"),
         (["train", "dpo", "--data", "x.jsonl", "--lr_schedule", "linea"], "option 'lr_schedule'"),
-        (["run", "rlhf-as-irl"], "rlhf-as-irl (S64) is planned: it has no recipe yet"),
+        (["run", "malloc-game"], "malloc-game (S11) is planned: it has no recipe yet"),
         (["run", "sft"], "sft is a baseline method"),
         (["claims", "run", "nothing-like-it"], "no system or method is called"),
         (["resume", "/nowhere"], "is not a run's folder"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from telos.core.method import Method
 from telos.core.run import Run
 from telos.environments.base import Driver, Environments, Episode
 from telos.environments.registry import make_environments
+from telos.environments.snapshots import SnapshotEnvironments, collect
 from telos.models.policies import Policy
 
 
@@ -42,10 +44,23 @@ class ControlConfig(EnvironmentConfig):
 
     num_envs: int = 1  # copies that are stepped together
     total_steps: int = 100_000  # environment steps of the run, over all copies
+    snapshots: str = (
+        ""  # folder of a finished run in this environment: early on, episodes begin in states of its policy; those of evaluations never do
+    )
+    snapshot_episodes: int = 10  # episodes that this policy plays for them
+    snapshot_groups: int = 10  # groups of similar states from which starts are drawn alike (k-means); 1 = all states alike
+    snapshot_share: float = 0.5  # share of episodes that begin in one, while they do
+    snapshot_until: float = 0.2  # share of the run's environment steps during which episodes do
+    snapshot_length: int = 100  # steps after which episodes that began in one are cut; 0 = never
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, ">= 1", "num_envs", "total_steps")
+        require(self, ">= 1", "num_envs", "total_steps", "snapshot_episodes", "snapshot_groups")
+        require(self, ">= 0 and <= 1", "snapshot_share", "snapshot_until")
+        require(self, ">= 0", "snapshot_length")
+        for name in ("episodes", "groups", "share", "until", "length"):
+            if not self.snapshots and getattr(self, f"snapshot_{name}") != ControlConfig.__dataclass_fields__[f"snapshot_{name}"].default:
+                raise UsageError(f"--snapshot_{name} has no effect without --snapshots")
 
     @property
     def steps_an_iteration(self) -> int:
@@ -75,9 +90,25 @@ def device_of(config: RunConfig) -> torch.device:
     return torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else config.device.replace("auto", "cpu"))
 
 
-def open_environments(config: EnvironmentConfig, count: int, env: str | None = None) -> Environments:
-    """`count` copies of the environment that the options name, or of `env`."""
-    return make_environments(config.env if env is None else env, count, options=options_of(config))
+def open_environments(config: EnvironmentConfig, count: int, env: str | None = None, *, learning: bool = True) -> Environments:
+    """`count` copies of the environment that the options name, or of `env`; `learning`: episodes may begin in snapshots where options ask for it."""
+    found = make_environments(config.env if env is None else env, count, options=options_of(config))
+    return with_snapshots(config, found) if learning and isinstance(config, ControlConfig) and config.snapshots else found
+
+
+def with_snapshots(config: ControlConfig, environments: Environments) -> Environments:
+    """Environments some of whose episodes begin in states of the policy of `--snapshots`."""
+    folder = Path(config.snapshots)
+    teacher = Policy.load(folder / "policy" if (folder / "policy").is_dir() else folder)
+    if teacher.observation_space != environments.observation_space or teacher.action_space != environments.action_space:
+        raise UsageError(
+            f"--snapshots {config.snapshots}: its policy is of an environment with other observations or actions than {environments.name}"
+        )
+    one = make_environments(config.env, 1, options=options_of(config))
+    snapshots = collect(one, teacher, config.snapshot_episodes, config.snapshot_groups, config.seed)
+    one.close()
+    until = round(config.snapshot_until * config.total_steps)
+    return SnapshotEnvironments(environments, snapshots, share=config.snapshot_share, until=until, length=config.snapshot_length)
 
 
 def evaluate(policy: Policy, environments: Environments, episodes: int, seed: int, *label: str | int) -> list[Episode]:
@@ -133,7 +164,7 @@ class ControlProgram:
         if self.env == "":
             return {}
         if self.evaluation is None:
-            self.evaluation = open_environments(c, min(8, c.eval_episodes), self.env)
+            self.evaluation = open_environments(c, min(8, c.eval_episodes), self.env, learning=False)
         return describe_episodes(evaluate(self.policy, self.evaluation, c.eval_episodes, c.seed, index), "evaluation")
 
     def evaluate_if_due(self, index: int) -> dict[str, float]:

@@ -19,6 +19,10 @@ def load_result(path: Path) -> Any:
             from telos.models.policies import Policy
 
             return Policy.load(place)
+        if (place / "stages.json").is_file():
+            from telos.models.staged import StagedPolicy
+
+            return StagedPolicy.load(place)
     folder = path / "model" if (path / "model").is_dir() else path
     if not ((folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()):
         raise UsageError(f"{path} holds no trained model; is the run finished? (`telos resume {path}`)")

@@ -171,7 +171,10 @@ def _own_options(config: type) -> list[Option]:
 def _method_options(method: Method) -> str:
     inherited = ", ".join(f"[{_title(base)}](#{_anchor(_title(base))})" for base in _bases(method.config) if _own_options(base))
     table = _option_table(method.config) if _own_options(method.config) else "No option of its own."
-    return f"### {method.key}\n\n{method.title}: {method.changes}. Takes also: {inherited}.\n\n{table}"
+    kept = {option.name for option in options_of(method.config)}
+    hidden = dict.fromkeys(o.name for base in _bases(method.config) for o in _own_options(base) if o.name not in kept)
+    but = f", but not {', '.join(f'`{name}`' for name in hidden)}" if hidden else ""
+    return f"### {method.key}\n\n{method.title}: {method.changes}. Takes also: {inherited}{but}.\n\n{table}"
 
 
 def _option_table(config: type) -> str:

@@ -28,7 +28,10 @@ _MODULES: dict[str, tuple[str, ...]] = {
         *("telos/Chain-v0", "telos/RiverSwim-v0", "telos/FourRooms-v0", "telos/Cliff-v0", "telos/Lock-v0"),
         *("telos/Random-v0", "telos/Garnet-v0"),
     ),
+    "linear_mixture": ("telos/LinearMixture-v0",),
     "maze": ("telos/PointMazeU-v0", "telos/PointMazeMedium-v0", "telos/PointMazeLarge-v0"),
+    "rich_lock": ("telos/RichLock-v0",),
+    "submodular": ("telos/SubmodularGrid-v0",),
 }
 BATCHED = {env: f"telos.environments.{module}" for module, ids in _MODULES.items() for env in ids}
 

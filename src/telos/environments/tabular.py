@@ -434,14 +434,14 @@ class TabularEnvironments(ArrayEnvironments):
 
     def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, Mapping[str, np.ndarray]]:
         before = self._state
-        chance = _uniform(self._key, self._elapsed)
+        chance = counter_uniform(self._key, self._elapsed)
         self._state = (chance[:, None] >= self._cumulative[before, actions]).sum(-1)
         rewards = self.process.rewards
         reward = rewards[before, actions] if rewards.ndim == 2 else rewards[before, actions, self._state]
         return reward, self.process.ending[self._state] | (self._elapsed + 1 >= self._horizon), {}
 
 
-def _uniform(key: np.ndarray, counter: np.ndarray) -> np.ndarray:
+def counter_uniform(key: np.ndarray, counter: np.ndarray) -> np.ndarray:
     """The `counter`-th draw of each stream `key`, uniform on [0, 1): SplitMix64 (Steele, Lea and Flood 2014), its upper 53 bits."""
     bits = key + (counter.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -112,6 +112,11 @@ class ActorCritic(nn.Module):
             return torch.cat([self.values(part.to(next(self.parameters()).device)) for part in parts]).cpu().numpy()
 
 
+def actor_critic(config: OnPolicyConfig, policy: Policy) -> ActorCritic:
+    """What methods without `build(config, policy)` of their own learn with."""
+    return ActorCritic(policy, config.hidden, config.activation)
+
+
 class Program(ControlProgram):
     """Act, estimate, improve."""
 
@@ -127,7 +132,7 @@ class Program(ControlProgram):
             log_std_init=config.log_std_init,
         )
         self.policy = Policy(environments.observation_space, environments.action_space, shape)
-        self.model = ActorCritic(self.policy, config.hidden, config.activation).to(self.device)
+        self.model: ActorCritic = (method.build or actor_critic)(config, self.policy).to(self.device)
         self.driver = Driver(environments, config.seed)
         size = config.minibatch_size or config.steps_an_iteration
         updates = config.program_steps * config.epochs * math.ceil(config.steps_an_iteration / size)
