@@ -71,6 +71,25 @@ def stable_baselines(
     model.learn(10**9, callback=Watch())
 
 
+def our_ppo(settings: dict[str, Any], gate: Any) -> None:
+    copies, rollout = settings["environments"], settings["rollout"]
+    options = {
+        "env": settings["env"],
+        "num_envs": copies,
+        "rollout_steps": rollout,
+        "epochs": settings["epochs"],
+        "minibatch_size": settings["minibatch"],
+        "total_steps": copies * rollout * (settings["total_steps"] + 1),
+        "lr_schedule": "constant",
+    }
+    ours("ppo", "online._loop_on_policy", settings, gate, options, "episode/return")
+
+
+def their_ppo(settings: dict[str, Any], gate: Any) -> None:
+    chosen = {"n_steps": settings["rollout"], "batch_size": settings["minibatch"], "n_epochs": settings["epochs"]}
+    stable_baselines("PPO", settings, gate, settings["env"], settings["environments"], 0, chosen)
+
+
 def write_data(settings: dict[str, Any], gate: Any) -> None:
     """Random steps of Hopper's sizes as a D4RL file: the time of an update does not depend on what they are."""
     import h5py

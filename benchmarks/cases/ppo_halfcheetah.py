@@ -7,33 +7,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from cases import _control
-from cases._control import nothing_to_prepare, returns
+from cases._control import nothing_to_prepare, our_ppo, returns, their_ppo
 
 PEER, UNIT = "stable-baselines3", "environment_steps"
 COPIES, ROLLOUT, EPOCHS, MINIBATCH = 8, 256, 10, 64
 UNITS_A_STEP = COPIES * ROLLOUT
 STEPS, WARMUP = 4, 4
-SETTINGS: dict[str, Any] = {"env": "HalfCheetah-v5", "environments": COPIES, "networks": "64 x 64, tanh, actor and critic apart", "seed": 0}
-prepare, compare = nothing_to_prepare, returns
-
-
-def ours(settings: dict[str, Any], gate: Any) -> None:
-    options = {
-        "env": SETTINGS["env"],
-        "num_envs": COPIES,
-        "rollout_steps": ROLLOUT,
-        "epochs": EPOCHS,
-        "minibatch_size": MINIBATCH,
-        "total_steps": UNITS_A_STEP * (settings["total_steps"] + 1),
-        "lr_schedule": "constant",
-    }
-    _control.ours("ppo", "online._loop_on_policy", settings, gate, options, "episode/return")
-
-
-def peer(settings: dict[str, Any], gate: Any) -> None:
-    chosen = {"n_steps": ROLLOUT, "batch_size": MINIBATCH, "n_epochs": EPOCHS}
-    _control.stable_baselines("PPO", settings, gate, SETTINGS["env"], COPIES, 0, chosen)
+SETTINGS: dict[str, Any] = {
+    "env": "HalfCheetah-v5",
+    "environments": COPIES,
+    "rollout": ROLLOUT,
+    "epochs": EPOCHS,
+    "minibatch": MINIBATCH,
+    "networks": "64 x 64, tanh, actor and critic apart",
+    "seed": 0,
+}
+prepare, ours, peer, compare = nothing_to_prepare, our_ppo, their_ppo, returns
 
 
 def limit(settings: dict[str, Any], gate: Any) -> None:

@@ -51,6 +51,33 @@ def fisher_product(kl: Tensor, parameters: Sequence[Tensor], damping: float) -> 
     return product
 
 
+def trust_region_step(
+    parameters: Sequence[Tensor],
+    gain_and_kl: Callable[[], tuple[Tensor, Tensor]],
+    *,
+    max_kl: float,
+    damping: float,
+    cg_iterations: int,
+    backtracks: int,
+) -> Searched:
+    """Moves `parameters` along the natural gradient of a surrogate gain, as far as a mean KL divergence from where they are allows. `gain_and_kl` gives both
+    at the parameters as they then are, with gradient (Schulman et al. 2015, arXiv:1502.05477, appendix C)."""
+    gain, kl = gain_and_kl()
+    gradient = flat(torch.autograd.grad(gain, parameters, retain_graph=True)).detach()
+    if float(gradient.norm()) < 1e-12:
+        return Searched(0.0, 0.0, 0.0)
+    product = fisher_product(kl, parameters, damping)
+    direction = conjugate_gradient(product, gradient, cg_iterations)
+    length = torch.sqrt(2 * max_kl / (direction @ product(direction)).clamp(min=1e-12))
+
+    @torch.no_grad()
+    def numbers() -> tuple[float, float]:
+        gain, kl = gain_and_kl()
+        return float(gain), float(kl)
+
+    return line_search(parameters, direction * length, numbers, max_kl, tries=backtracks)
+
+
 @dataclass(frozen=True)
 class Searched:
     """How a line search ended: the share of the full step that was taken (0: none), and surrogate gain and KL there."""
@@ -58,6 +85,10 @@ class Searched:
     share: float
     gain: float
     kl: float
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {"policy/step": self.share, "policy/gain": self.gain, "policy/kl": self.kl}
 
 
 def line_search(

@@ -81,6 +81,27 @@ class PassesConfig(OnPolicyConfig):
         require(self, ">= 0", "target_kl")
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrustRegionConfig(OnPolicyConfig):
+    """Options of one step of the policy along its natural gradient."""
+
+    max_kl: float = 0.01  # δ: nats that an iteration may move, > 0 (TRPO: 0.01)
+    damping: float = 0.1  # added to the Fisher matrix's diagonal, >= 0
+    cg_iterations: int = 15  # products with the Fisher matrix for a direction (TRPO: 10)
+    backtracks: int = 10  # lengths of a step that are tried, each 0.8 of the one before
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "> 0", "max_kl")
+        require(self, ">= 0", "damping")
+        require(self, ">= 1", "cg_iterations", "backtracks")
+
+    @property
+    def trust_region(self) -> dict[str, Any]:
+        """What `functional.natural.trust_region_step` is asked for."""
+        return {name: getattr(self, name) for name in ("max_kl", "damping", "cg_iterations", "backtracks")}
+
+
 class ActorCritic(nn.Module):
     """A policy and a critic in the same units, with no weight in common: what one learns does not move the other."""
 

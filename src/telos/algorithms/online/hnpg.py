@@ -24,7 +24,7 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor
 
-from telos.algorithms.online._loop_on_policy import ActorCritic, OnPolicyConfig
+from telos.algorithms.online._loop_on_policy import ActorCritic, TrustRegionConfig
 from telos.algorithms.online._offline_data import OfflineData
 from telos.algorithms.online.trpo import loss
 from telos.core.config import require
@@ -32,7 +32,7 @@ from telos.core.errors import UsageError
 from telos.core.method import Method
 from telos.core.seeds import torch_generator
 from telos.functional.distributions import Categorical
-from telos.functional.natural import conjugate_gradient, fisher_product, flat, line_search
+from telos.functional.natural import trust_region_step
 from telos.functional.segments import Estimate, Segment, gae
 from telos.functional.segments import flat as rows
 from telos.models.networks import perceptron
@@ -40,7 +40,7 @@ from telos.models.policies import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(OnPolicyConfig):
+class Config(TrustRegionConfig):
     """Options of HNPG."""
 
     normalize_rewards: ClassVar[bool] = False  # the data's rewards and those that are met must be in one unit
@@ -53,17 +53,14 @@ class Config(OnPolicyConfig):
     batch_size: int = 256  # steps from either source in one of them
     critic_learning_rate: float = 1e-3  # of the action values (authors' code: 3e-4)
     gae_lambda: float = 1.0  # λ of the returns y; 1 = Monte-Carlo (paper)
-    epochs: int = 1  # passes of V over an iteration's steps
-    max_kl: float = 0.01  # nats that an iteration may move, > 0
-    damping: float = 0.1  # added to the Fisher matrix's diagonal, >= 0
     cg_iterations: int = 10  # products with the Fisher matrix for a direction
-    backtracks: int = 10  # lengths of a step that are tried, each 0.8 of the one before
+    epochs: int = 1  # passes of V over an iteration's steps
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "> 0", "critic_learning_rate", "max_kl")
-        require(self, ">= 0", "online_weight", "damping")
-        require(self, ">= 1", "rounds", "round_steps", "batch_size", "cg_iterations", "backtracks")
+        require(self, "> 0", "critic_learning_rate")
+        require(self, ">= 0", "online_weight")
+        require(self, ">= 1", "rounds", "round_steps", "batch_size")
 
 
 class HybridActorCritic(ActorCritic):
@@ -133,26 +130,12 @@ def update(config: Config, agent: HybridActorCritic, segment: Segment, estimate:
         values = agent.action_values(agent.policy.features(states))
         advantage = values - (agent.probabilities(states) * values).sum(1, keepdim=True)
 
-    def gain_of(found: Categorical) -> Tensor:
-        return (weight * (found.log_probs.exp() * advantage).sum(1)).sum()
+    def gain_and_kl() -> tuple[Tensor, Tensor]:
+        now = agent.policy.distribution(states)
+        assert isinstance(now, Categorical)
+        return (weight * (now.log_probs.exp() * advantage).sum(1)).sum(), (weight * old.kl(now)).sum()
 
-    now = agent.policy.distribution(states)
-    assert isinstance(now, Categorical)
-    gradient = flat(torch.autograd.grad(gain_of(now), parameters, retain_graph=True)).detach()
-    if float(gradient.norm()) < 1e-12:
-        return metrics | {"policy/step": 0.0, "policy/gain": 0.0, "policy/kl": 0.0}
-    product = fisher_product((weight * old.kl(now)).sum(), parameters, config.damping)
-    direction = conjugate_gradient(product, gradient, config.cg_iterations)
-    length = torch.sqrt(2 * config.max_kl / (direction @ product(direction)).clamp(min=1e-12))
-
-    @torch.no_grad()
-    def gain_and_kl() -> tuple[float, float]:
-        found = agent.policy.distribution(states)
-        assert isinstance(found, Categorical)
-        return float(gain_of(found)), float((weight * old.kl(found)).sum())
-
-    taken = line_search(parameters, direction * length, gain_and_kl, config.max_kl, tries=config.backtracks)
-    return metrics | {"policy/step": taken.share, "policy/gain": taken.gain, "policy/kl": taken.kl}
+    return metrics | trust_region_step(parameters, gain_and_kl, **config.trust_region).metrics
 
 
 METHOD = Method(

@@ -12,35 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from telos.algorithms.online._loop_on_policy import ActorCritic, OnPolicyConfig
-from telos.core.config import require
+from telos.algorithms.online._loop_on_policy import ActorCritic, TrustRegionConfig
 from telos.core.method import Method
-from telos.functional.natural import conjugate_gradient, fisher_product, flat, line_search
+from telos.functional.natural import trust_region_step
 from telos.functional.reduction import Losses
 from telos.functional.segments import Estimate, Segment, StepView, gae, standardised
 from telos.functional.segments import flat as rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(OnPolicyConfig):
+class Config(TrustRegionConfig):
     """Options of TRPO."""
 
     learning_rate: float = 1e-3  # peak, of the critic
-    max_kl: float = 0.01  # δ: nats that an iteration may move, > 0 (paper: 0.01)
-    damping: float = 0.1  # added to the Fisher matrix's diagonal, >= 0
-    cg_iterations: int = 15  # products with the Fisher matrix for a direction (paper: 10)
-    backtracks: int = 10  # lengths of a step that are tried, each 0.8 of the one before
     normalize_advantage: bool = True  # advantages are standardised over an iteration
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self, "> 0", "max_kl")
-        require(self, ">= 0", "damping")
-        require(self, ">= 1", "cg_iterations", "backtracks")
 
 
 def estimate(config: Config, segment: Segment, state: Mapping[str, float]) -> Estimate:
@@ -56,24 +44,11 @@ def update(config: Config, agent: ActorCritic, segment: Segment, estimate: Estim
         old = agent.policy.distribution(observation).fixed()
         old_logprob = old.log_prob(action)
 
-    def surrogate(found: Any) -> torch.Tensor:
-        return ((found.log_prob(action) - old_logprob).exp() * advantage).mean()
+    def gain_and_kl() -> tuple[torch.Tensor, torch.Tensor]:
+        now = agent.policy.distribution(observation)
+        return ((now.log_prob(action) - old_logprob).exp() * advantage).mean(), old.kl(now).mean()
 
-    now = agent.policy.distribution(observation)
-    gradient = flat(torch.autograd.grad(surrogate(now), parameters, retain_graph=True)).detach()
-    if float(gradient.norm()) < 1e-12:
-        return {"policy/step": 0.0, "policy/gain": 0.0, "policy/kl": 0.0}
-    product = fisher_product(old.kl(now).mean(), parameters, config.damping)
-    direction = conjugate_gradient(product, gradient, config.cg_iterations)
-    length = torch.sqrt(2 * config.max_kl / (direction @ product(direction)).clamp(min=1e-12))
-
-    @torch.no_grad()
-    def gain_and_kl() -> tuple[float, float]:
-        found = agent.policy.distribution(observation)
-        return float(surrogate(found)), float(old.kl(found).mean())
-
-    taken = line_search(parameters, direction * length, gain_and_kl, config.max_kl, tries=config.backtracks)
-    return {"policy/step": taken.share, "policy/gain": taken.gain, "policy/kl": taken.kl}
+    return trust_region_step(parameters, gain_and_kl, **config.trust_region).metrics
 
 
 def loss(config: Config, view: StepView) -> Losses:
