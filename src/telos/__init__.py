@@ -17,13 +17,17 @@ __all__ = ["load", "resume", "train"]
 
 
 def train(method: str, **options: Any) -> Run:
-    """Trains `method` with the same options as `telos train METHOD`; returns the run, whose `path` holds everything it wrote.
+    """Trains `method` with the same options as `telos train METHOD`; returns the run, whose `path` holds everything it wrote. Functions and classes
+    (`reward=my_reward`, `env=MyEnvironment`) may be given as such where a file defines them at its top.
 
     Raises `telos.core.errors.UsageError` for unknown or unfit options and `Failure` for what breaks while it runs.
     """
+    from telos.core.naming import named, refuse_while_importing
+
+    refuse_while_importing()
     from telos.algorithms.run import train as start
 
-    return start(method, options)
+    return start(method, {name: named(name, value) for name, value in options.items()})
 
 
 def resume(path: str | Path) -> Run:

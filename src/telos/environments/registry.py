@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium
 
 from telos.core.errors import UsageError, did_you_mean
+from telos.core.naming import importing
 from telos.environments.base import Environments
 from telos.environments.gym import GymEnvironments
 
@@ -90,7 +91,8 @@ def _class_of(env: str) -> Callable[..., Any]:
         module = importlib.util.module_from_spec(spec)
         sys.modules[label] = module
         try:
-            spec.loader.exec_module(module)
+            with importing(str(path)):
+                spec.loader.exec_module(module)
         except Exception as error:
             raise UsageError(f"--env {env}: the file cannot be run: {type(error).__name__}: {error}") from error
     else:

@@ -84,7 +84,11 @@ def signature_of(function: Callable[..., Any]) -> Signature:
 
 def load(target: str, function: str) -> Callable[..., Any]:
     """The function of a `.py` file or of a module. Raises `LoadError`."""
-    module = _run_guarded(lambda: _module(target), target)
+    os.environ["TELOS_IMPORTING"] = target  # so that a file which trains when it is imported is told so (`core.naming`)
+    try:
+        module = _run_guarded(lambda: _module(target), target)
+    finally:
+        del os.environ["TELOS_IMPORTING"]
     found: Any = module
     for part in function.split("."):
         known = [name for name in dir(found) if not name.startswith("_") and callable(getattr(found, name, None))]
