@@ -76,7 +76,11 @@ BESIDE: dict[str, dict[str, Any]] = {
     "eval_episodes": {"eval_every": 1},
     "target_noise_clip": {"target_noise": 0.2},
 }
-REFUSED_AFTER = {"env": "and the space", "regressor": "has no effect with --regressor least-squares"}  # of the data is another
+REFUSED_AFTER = {
+    "hindsight": "needs goals",
+    "env": "and the space",
+    "regressor": "has no effect with --regressor least-squares",
+}  # of the data is another
 
 
 def policy_in(world: World, method: Method) -> str:

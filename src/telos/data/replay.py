@@ -67,6 +67,16 @@ class Replay:
                 f"the replay {path} of {int(np.prod(shape)) * kind.itemsize / 2**20:.0f} MiB cannot be opened: {error}"
             ) from error
 
+    @property
+    def next_observation(self) -> np.ndarray:
+        """[rows, N, …] as they lie in the ring."""
+        return self._arrays["next_observation"]
+
+    @property
+    def ended(self) -> np.ndarray:
+        """[rows, N] bool, as they lie in the ring."""
+        return self._arrays["ended"]
+
     def __len__(self) -> int:
         """Steps that can be drawn."""
         return min(self.written, self.capacity) * self.copies

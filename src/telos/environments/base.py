@@ -57,6 +57,11 @@ class Environments(ABC):
     def step(self, actions: np.ndarray) -> Outcome:
         """Steps every copy. actions [N, …] in the action space."""
 
+    def judge_goals(self, achieved: np.ndarray, desired: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """(rewards [B], whether the episode would be over [B] bool) for having reached `achieved` [B, …] while `desired` [B, …] was asked for; None where the
+        environment cannot say so of any goal."""
+        return None
+
     def state(self) -> Any:
         """All that `load` needs to continue, or None: then the driver repeats the actions of the current episodes."""
         return None

@@ -105,6 +105,22 @@ class GymEnvironments(Environments):
             )
         return array
 
+    def judge_goals(self, achieved: np.ndarray, desired: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """By `compute_reward` and, where there is one, `compute_terminated` of the environment, as Gymnasium-Robotics has them: batched, with an empty info."""
+        one = self.copies[0].unwrapped
+        if not hasattr(one, "compute_reward"):
+            return None
+        found: list[np.ndarray] = []
+        for name, kind in (("compute_reward", np.float64), ("compute_terminated", np.bool_)):
+            judge = getattr(one, name, None)
+            given = np.zeros(len(achieved), kind) if judge is None else np.asarray(judge(achieved, desired, {}), kind)
+            if given.shape != (len(achieved),) and given.shape != ():
+                raise Failure(
+                    f"{self.name}: {name} gave the shape {given.shape} for {len(achieved)} goals; it is asked for all of them at once"
+                )
+            found.append(np.broadcast_to(given, len(achieved)))
+        return found[0], found[1]
+
     def close(self) -> None:
         for copy in self.copies:
             copy.close()

@@ -135,6 +135,10 @@ class PointMaze(ArrayEnvironments):
         distance = np.sqrt(np.square(np.asarray(achieved_goal) - np.asarray(desired_goal)).sum(-1))
         return np.exp(-distance) if self.reward_type == "dense" else (distance <= REACHED).astype(np.float64)
 
+    def judge_goals(self, achieved: np.ndarray, desired: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        reached = np.square(achieved - desired).sum(-1) <= REACHED**2
+        return self.compute_reward(achieved, desired), reached & (not self.continuing_task)
+
     def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, Mapping[str, np.ndarray]]:
         push = np.clip(actions.astype(np.float64), -1.0, 1.0)
         self._velocity += SECONDS * (ACCELERATION * push - FRICTION * self._velocity)

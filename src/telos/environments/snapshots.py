@@ -196,6 +196,9 @@ class SnapshotEnvironments(Environments):
         cut = (self.origin >= 0) & (self.since >= self.length) & ~outcome.terminated
         return Outcome(outcome.observation, outcome.reward, outcome.terminated, outcome.truncated | cut, outcome.info)
 
+    def judge_goals(self, achieved: np.ndarray, desired: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        return self.environments.judge_goals(achieved, desired)
+
     def _origin(self, seed: int) -> int:
         draws = numpy_generator(seed, "snapshot")
         return self.snapshots.draw(draws) if self.steps < self.until and draws.random() < self.share else -1

@@ -21,6 +21,7 @@ from telos.core.errors import UsageError
 from telos.core.method import Method
 from telos.core.run import Run
 from telos.core.seeds import numpy_generator, torch_generator
+from telos.data.hindsight import Hindsight
 from telos.data.replay import Priorities, Replay
 from telos.dataflow import make_backend
 from telos.environments.base import Driver, Episode
@@ -39,6 +40,9 @@ class OffPolicyConfig(ControlConfig, ActorCriticConfig):
     replay_size: int = 1_000_000  # steps that are remembered
     replay_on_disk: bool = True  # in files of the run's folder, mapped into memory; false keeps them in memory and in every checkpoint
     n_step: int = 1  # rewards that are summed before the value of what follows
+    hindsight: float = (
+        0.0  # share of a batch's steps that get a goal which the episode reached later (Andrychowicz et al.: 0.8); needs goals
+    )
     prioritized: float = 0.0  # α: batches are drawn in proportion to the error to this power, 0 = uniformly (Schaul et al.: 0.6)
     prioritized_correction: float = 0.4  # β at the start of the correction for it, rising to 1
 
@@ -46,7 +50,9 @@ class OffPolicyConfig(ControlConfig, ActorCriticConfig):
         super().__post_init__()
         require(self, ">= 1", "iteration_steps", "train_every", "improvements", "replay_size", "n_step")
         require(self, ">= 0", "start_steps", "random_steps")
-        require(self, ">= 0 and <= 1", "prioritized", "prioritized_correction")
+        require(self, ">= 0 and <= 1", "hindsight", "prioritized", "prioritized_correction")
+        if self.hindsight and self.n_step > 1:
+            raise UsageError("--hindsight gives single steps another goal; it goes with --n_step 1")
         if self.iteration_steps % self.num_envs:
             raise UsageError(f"--iteration_steps {self.iteration_steps} must be a multiple of --num_envs {self.num_envs}")
         if not self.prioritized and self.prioritized_correction != OffPolicyConfig.__dataclass_fields__["prioritized_correction"].default:
@@ -87,6 +93,7 @@ class Program(ControlProgram):
         )
         self.priorities = Priorities(self.replay.capacity * config.num_envs) if config.prioritized else None
         self.highest = 1.0
+        self.hindsight = Hindsight(self.replay, environments, self.policy.reader.slices, config.hindsight) if config.hindsight else None
 
     def plan(self) -> dict[str, Any]:
         """Which size is which, for the user to read before the first step."""
@@ -140,6 +147,8 @@ class Program(ControlProgram):
         self.replay.add(
             observation=read, next_observation=following, action=action, reward=outcome.reward, terminated=outcome.terminated, ended=ended
         )
+        if self.hindsight is not None:
+            self.hindsight.note(ended)
         return episodes
 
     def _improve(self, chance: np.random.Generator, noise: torch.Generator, told: bool) -> dict[str, float]:
@@ -155,7 +164,8 @@ class Program(ControlProgram):
             share = self.driver.steps / (c.program_steps * c.iteration_steps)
             weight = (len(self.replay) * probability) ** -(c.prioritized_correction + (1 - c.prioritized_correction) * share)
             weight = weight / weight.max()
-        batch = self.replay.take(places, gamma=c.gamma, steps=c.n_step, weight=weight).to(self.device)
+        batch = self.replay.take(places, gamma=c.gamma, steps=c.n_step, weight=weight)
+        batch = (batch if self.hindsight is None else self.hindsight.relabel(places, batch, c.gamma, chance)).to(self.device)
         self.last_batch = (
             {name: value for name, value in batch.to_dict().items() if isinstance(value, torch.Tensor)} if told else self.last_batch
         )
@@ -185,6 +195,8 @@ class Program(ControlProgram):
         self.improver.load(state["improver"])
         self.driver.load(state["driver"])
         self.replay.load(state["replay"])
+        if self.hindsight is not None:
+            self.hindsight.rebuild()
         if self.priorities is not None:
             self.priorities.tree = np.array(state["priorities"])
             self.highest = float(state["highest"])
