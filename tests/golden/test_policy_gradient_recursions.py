@@ -17,7 +17,7 @@ from torch import Tensor
 import telos
 from support import program_of
 from telos.algorithms.online import harpg, n_pg_igt, policy_gradient
-from telos.algorithms.online._loop_policy_gradient import Episodes, Estimator, play, reward_to_go
+from telos.algorithms.online._loop_policy_gradient import Episodes, Estimator, collect, reward_to_go
 from telos.catalogue._tabular_gradients import Processes, course, exponent, with_gaps
 from telos.core.errors import UsageError
 from telos.core.seeds import numpy_generator
@@ -288,7 +288,7 @@ def options(**changes: Any) -> dict[str, Any]:
 def test_played_episodes_are_whole_and_each_is_counted_once() -> None:
     environments = make_environments("CartPole-v1", 3)
     policy = Policy(environments.observation_space, environments.action_space, Shape(hidden=(8,)))
-    episodes, ended = play(policy, Driver(environments, 0, "step", 0), 7, torch.Generator().manual_seed(1))
+    episodes, ended = collect(policy, Driver(environments, 0, "step", 0), 7, torch.Generator().manual_seed(1))
     lengths = episodes.mask.sum(1)
     assert len(ended) == len(episodes.mask) == 7
     assert sorted(lengths.tolist()) == sorted(episode.length for episode in ended)

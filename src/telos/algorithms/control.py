@@ -15,7 +15,7 @@ from telos.core.config import RunConfig, require
 from telos.core.errors import UsageError
 from telos.core.method import Method
 from telos.core.run import Run
-from telos.environments.base import Driver, Environments, Episode
+from telos.environments.base import Driver, Environments, Episode, play
 from telos.environments.registry import make_environments
 from telos.environments.snapshots import SnapshotEnvironments, collect
 from telos.models.policies import Policy
@@ -112,19 +112,9 @@ def with_snapshots(config: ControlConfig, environments: Environments) -> Environ
 
 
 def evaluate(policy: Policy, environments: Environments, episodes: int, seed: int, *label: str | int) -> list[Episode]:
-    """`episodes` whole episodes of a policy, by its most probable actions. Each copy plays its own share of them, so that short episodes are not counted
-    more often than long ones."""
+    """`episodes` whole episodes of a policy, by its most probable actions (`environments.base.play`)."""
     driver = Driver(environments, seed, "evaluation", *label)
-    share = [episodes // environments.count + (i < episodes % environments.count) for i in range(environments.count)]
-    found: list[list[Episode]] = [[] for _ in share]
-    while any(len(done) < wanted for done, wanted in zip(found, share)):
-        action = policy.to_environment(policy.choose(policy.reader(driver.observation)))
-        before = driver.number.copy()
-        _, ended = driver.step(action)
-        for i, episode in zip(np.flatnonzero(driver.number != before), ended, strict=True):
-            if len(found[i]) < share[i]:
-                found[i].append(episode)
-    return [episode for done in found for episode in done]
+    return play(driver, episodes, lambda seen, *_: policy.to_environment(policy.choose(policy.reader(seen))))
 
 
 def describe_episodes(episodes: Sequence[Episode], prefix: str = "episode") -> dict[str, float]:

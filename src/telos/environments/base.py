@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -230,6 +230,29 @@ class Driver:
                 "The environment is not deterministic given its seed (env.reset(seed=…)) and actions; start the run anew"
             )
         return observation
+
+
+Act: TypeAlias = Callable[
+    [Observation, np.ndarray, np.ndarray], np.ndarray
+]  # (observations, steps done [N], episodes [N]) -> actions [N, …]
+See: TypeAlias = Callable[[np.ndarray, np.ndarray, Outcome], None]  # (steps done [N], episodes [N], what the actions led to)
+
+
+def play(driver: Driver, count: int, act: Act, see: See | None = None) -> list[Episode]:
+    """`count` whole episodes of a driver that begins them, in their order. Episode e is played by copy e mod N, so that short episodes are not counted more
+    often than long ones; copies that have played their share go on until the others have, in episodes numbered from `count` on, which are not returned."""
+    n = driver.environments.count
+    share = count // n + (np.arange(n) < count % n)
+    found: dict[int, Episode] = {}
+    while (driver.number < share).any():
+        number, done = driver.number.copy(), driver.length.copy()
+        episode = number * n + np.arange(n)
+        outcome, ended = driver.step(act(driver.observation, done, episode))
+        if see is not None:
+            see(done, episode, outcome)
+        over = np.flatnonzero(driver.number != number)
+        found |= dict(zip(episode[over].tolist(), ended, strict=True))
+    return [found[e] for e in range(count)]
 
 
 def _check_finite(name: str, observation: Observation, when: str, length: np.ndarray | None = None) -> None:

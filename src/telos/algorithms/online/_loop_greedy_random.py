@@ -12,7 +12,7 @@ and later iterations play none. Copies that have played their share while others
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from telos.core.loop import NotFinite
 from telos.core.method import Method
 from telos.core.run import Run
 from telos.core.seeds import numpy_generator, torch_generator
-from telos.environments.base import Driver, Episode
+from telos.environments.base import Driver, Episode, Observation, Outcome, play
 from telos.models.staged import StagedPolicy
 
 
@@ -65,28 +65,6 @@ class Rollouts:
         """[E] discounted return from step i on."""
         k = self.reward.shape[1]
         return self.reward[:, : k - 1] @ self.gamma ** np.arange(k - 1) + self.gamma ** (k - 1) * self.rest
-
-
-Act = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # (observations as read, steps done [N], episodes [N]) -> actions [N]
-See = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], None]  # … and (actions [N], rewards [N])
-
-
-def play(driver: Driver, policy: StagedPolicy, count: int, act: Act, see: See | None = None) -> list[Episode]:
-    """`count` whole episodes; number e is played by copy e mod N, so that short episodes are not counted more often than long ones."""
-    n = driver.environments.count
-    share = count // n + (np.arange(n) < count % n)
-    found: list[Episode] = []
-    while (driver.number < share).any():
-        number, done = driver.number.copy(), driver.length.copy()
-        episode = number * n + np.arange(n)
-        read = policy.reader(driver.observation)
-        action = act(read, done, episode)
-        outcome, ended = driver.step(policy.to_environment(action))
-        if see is not None:
-            see(read, done, episode, action, outcome.reward)
-        over = np.flatnonzero(driver.number != number)
-        found += [one for copy, one in zip(over, ended, strict=True) if number[copy] < share[copy]]
-    return found
 
 
 class Program(ControlProgram):
@@ -153,23 +131,27 @@ class Program(ControlProgram):
         action, reward = np.zeros((count, k), dtype=np.int64), np.zeros((count, k))
         alive, rest = np.zeros((count, k), dtype=bool), np.zeros(count)
 
-        def act(read: np.ndarray, done: np.ndarray, episode: np.ndarray) -> np.ndarray:
+        read, chosen = np.zeros(0), np.zeros(0)
+
+        def act(seen: Observation, done: np.ndarray, episode: np.ndarray) -> np.ndarray:
+            nonlocal read, chosen
+            read = policy.reader(seen)
             chosen = policy.random(len(read), chance)
             learned = np.flatnonzero(done < index)
             if len(learned):
                 chosen[learned] = policy.choose(read[learned], step=done[learned])
             given = np.flatnonzero((done >= index) & (done < index + first.shape[1]) & (episode < count))
             chosen[given] = first[episode[given], done[given] - index]
-            return chosen
+            return policy.to_environment(chosen)
 
-        def see(read: np.ndarray, done: np.ndarray, episode: np.ndarray, chosen: np.ndarray, earned: np.ndarray) -> None:
+        def see(done: np.ndarray, episode: np.ndarray, outcome: Outcome) -> None:
             near = np.flatnonzero((done >= index) & (done < index + k) & (episode < count))
             place = episode[near], done[near] - index
-            observation[place], action[place], reward[place], alive[place] = read[near], chosen[near], earned[near], True
+            observation[place], action[place], reward[place], alive[place] = read[near], chosen[near], outcome.reward[near], True
             far = np.flatnonzero((done >= index + k - 1) & (episode < count))
-            rest[episode[far]] += c.gamma ** (done[far] - (index + k - 1)) * earned[far]
+            rest[episode[far]] += c.gamma ** (done[far] - (index + k - 1)) * outcome.reward[far]
 
-        episodes = play(driver, policy, count, act, see)
+        episodes = play(driver, count, act, see)
         return Rollouts(observation, action, reward, alive, rest, c.gamma), episodes
 
     def evaluate(self, index: int) -> dict[str, float]:
@@ -178,7 +160,11 @@ class Program(ControlProgram):
         if self.evaluation is None:
             self.evaluation = open_environments(c, min(8, c.eval_episodes))
         driver = Driver(self.evaluation, c.seed, "evaluation", index)
-        episodes = play(driver, policy, c.eval_episodes, lambda read, done, _: policy.choose(read, step=done))
+
+        def act(seen: Observation, done: np.ndarray, episode: np.ndarray) -> np.ndarray:
+            return policy.to_environment(policy.choose(policy.reader(seen), step=done))
+
+        episodes = play(driver, c.eval_episodes, act)
         return describe_episodes(episodes, "evaluation")
 
     # -- continuing -----------------------------------------------------------------------------------------------------------------------------

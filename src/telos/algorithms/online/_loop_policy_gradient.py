@@ -38,7 +38,7 @@ from telos.core.method import Method
 from telos.core.run import Run
 from telos.core.seeds import numpy_generator, torch_generator
 from telos.dataflow import Role, make_backend, transfer
-from telos.environments.base import Driver, Environments, Episode
+from telos.environments.base import Driver, Episode, Observation, Outcome, play
 from telos.functional.distributions import Distribution
 from telos.functional.natural import flat
 from telos.functional.recursions import Query, Track
@@ -223,7 +223,7 @@ class Program(ControlProgram):
         c = self.config
         self.learner.call("place", query.parameters)
         driver = Driver(self.environments, c.seed, "step", index, number)
-        episodes, ended = play(self.policy, driver, c.batch_episodes, torch_generator(c.seed, "actions", index, number))
+        episodes, ended = collect(self.policy, driver, c.batch_episodes, torch_generator(c.seed, "actions", index, number))
         self.steps += driver.steps
         episodes = Episodes(*(getattr(episodes, f.name).to(self.device) for f in dataclasses.fields(episodes)))
         weight = reward_to_go(episodes, c.gamma, c.baseline)
@@ -256,25 +256,23 @@ class Program(ControlProgram):
         self.environments.close()
 
 
-def play(policy: Policy, driver: Driver, count: int, generator: torch.Generator) -> tuple[Episodes, list[Episode]]:
-    """`count` whole episodes by actions drawn from the policy. Each copy plays its own share of them, so that short episodes are not counted more often
-    than long ones; what a copy does after its share is not learned from."""
-    environments: Environments = driver.environments
-    n, reader = environments.count, policy.reader
-    share = np.array([count // n + (i < count % n) for i in range(n)])
-    first_row = np.concatenate([[0], share.cumsum()[:-1]])
+def collect(policy: Policy, driver: Driver, count: int, generator: torch.Generator) -> tuple[Episodes, list[Episode]]:
+    """`count` whole episodes by actions drawn from the policy."""
     kept: list[tuple[np.ndarray, ...]] = []
-    done: list[Episode] = []
-    while (driver.number < share).any():
-        read = reader(driver.observation)
+    read = action = np.zeros(0)
+
+    def act(seen: Observation, done: np.ndarray, episode: np.ndarray) -> np.ndarray:
+        nonlocal read, action
+        read = policy.reader(seen)
         action = policy.choose(read, deterministic=False, generator=generator)
-        number, place = driver.number.copy(), driver.length.copy()
-        outcome, ended = driver.step(policy.to_environment(action))
-        copies = np.flatnonzero(number < share)
-        kept.append((first_row[copies] + number[copies], place[copies], read[copies], action[copies], outcome.reward[copies]))
-        over = np.flatnonzero(driver.number != number)
-        done += [episode for i, episode in zip(over, ended, strict=True) if number[i] < share[i]]
-    row, place, read, action, reward = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+        return policy.to_environment(action)
+
+    def see(done: np.ndarray, episode: np.ndarray, outcome: Outcome) -> None:
+        mine = np.flatnonzero(episode < count)
+        kept.append((episode[mine], done[mine], read[mine], action[mine], outcome.reward[mine]))
+
+    ended = play(driver, count, act, see)
+    row, place, observation, taken, reward = (np.concatenate(parts) for parts in zip(*kept, strict=True))
     longest = int(place.max()) + 1
 
     def padded(values: np.ndarray) -> Tensor:
@@ -282,4 +280,5 @@ def play(policy: Policy, driver: Driver, count: int, generator: torch.Generator)
         out[row, place] = values
         return torch.from_numpy(out)
 
-    return Episodes(padded(read), padded(action), padded(reward.astype(np.float32)), padded(np.ones(len(row), dtype=bool))), done
+    taken_at = padded(np.ones(len(row), dtype=bool))
+    return Episodes(padded(observation), padded(taken), padded(reward.astype(np.float32)), taken_at), ended

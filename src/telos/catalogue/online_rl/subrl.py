@@ -14,7 +14,7 @@ from typing import Any, get_args
 import numpy as np
 
 import telos
-from telos.algorithms.online._loop_policy_gradient import play
+from telos.algorithms.online._loop_policy_gradient import collect
 from telos.catalogue.claims import Budget, Claim, Fact
 from telos.catalogue.lab import Stages
 from telos.core.seeds import derive, torch_generator
@@ -73,7 +73,7 @@ def experiment(root: Path, seed: int, settings: Mapping[str, Any], watch: Any = 
 def worth(run: Path, world: Mapping[str, Any], seed: int) -> float:
     """The mean of F over walks of a run's policy by drawn actions, F of all cells being 1."""
     environments = make_environments(ENV, 64, options=world)
-    _, ended = play(telos.load(run), Driver(environments, seed, "walks"), WALKS, torch_generator(seed, "walks"))
+    _, ended = collect(telos.load(run), Driver(environments, seed, "walks"), WALKS, torch_generator(seed, "walks"))
     return float(np.mean([episode.info["objective"] for episode in ended]))
 
 
