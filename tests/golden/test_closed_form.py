@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,7 @@ class Given:
 def test_slopes_are_the_derivatives_of_the_methods_loss(key: str, options: dict[str, Any]) -> None:
     method = discovery.load(key)
     config = method.config(env="CartPole-v1", **options)
-    arrays = {f.name: drawn(ROWS, seed=i) * 0.4 for i, f in enumerate(dataclasses.fields(StepArrays))}
+    arrays = {name: drawn(ROWS, seed=i) * 0.4 for i, name in enumerate(StepArrays._fields)}
     arrays["old_logprob"] = arrays["logprob"] + 0.3 * drawn(ROWS, seed=20)
     leaves = {name: torch.from_numpy(arrays[name]).requires_grad_() for name in ("logprob", "entropy", "value")}
     told: dict[str, Any] = {name: torch.from_numpy(arrays[name]) for name in ("old_logprob", "old_value", "advantage", "returns")}

@@ -129,8 +129,6 @@ class Driver:
         Raises `Failure` for rewards or observations that are not finite.
         """
         outcome = self.environments.step(actions)
-        if (outcome.terminated & outcome.truncated).any():
-            outcome = replace(outcome, truncated=outcome.truncated & ~outcome.terminated)
         self._check(outcome)
         self.total += outcome.reward
         self.length += 1
@@ -138,11 +136,11 @@ class Driver:
         if self._replays:
             for kept, action in zip(self._actions, actions):
                 kept.append(np.array(action))
-        ended = outcome.terminated | outcome.truncated
-        if not ended.any():
+        rows = (outcome.terminated | outcome.truncated).nonzero()[0]
+        if not len(rows):
             self.observation = outcome.observation
             return outcome, []
-        rows = np.flatnonzero(ended)
+        outcome = replace(outcome, truncated=outcome.truncated & ~outcome.terminated)
         episodes = [
             Episode(
                 float(self.total[i]),
@@ -162,7 +160,7 @@ class Driver:
         return outcome, episodes
 
     def _check(self, outcome: Outcome) -> None:
-        if not math.isfinite(outcome.reward.sum()) and not np.isfinite(outcome.reward).all():
+        if not math.isfinite(np.add.reduce(outcome.reward)) and not np.isfinite(outcome.reward).all():
             i = int(np.flatnonzero(~np.isfinite(outcome.reward))[0])
             place = f"copy {i}, step {int(self.length[i]) + 1} of its episode {int(self.number[i])}"
             raise Failure(f"{self.environments.name}: the reward is {outcome.reward[i]} ({place})")
@@ -258,7 +256,7 @@ def play(driver: Driver, count: int, act: Act, see: See | None = None) -> list[E
 def _check_finite(name: str, observation: Observation, when: str, length: np.ndarray | None = None) -> None:
     for key, value in observation.items() if isinstance(observation, dict) else [("", observation)]:
         # A sum is finite unless an entry is not (or it overflows): entries are looked at only then.
-        if value.dtype.kind == "f" and not math.isfinite(value.sum()) and not np.isfinite(value).all():
+        if value.dtype.kind == "f" and not math.isfinite(np.add.reduce(value, None)) and not np.isfinite(value).all():
             bad = np.argwhere(~np.isfinite(value))[0]
             place = f"{when} (copy {bad[0]}" + (f", step {int(length[bad[0]]) + 1} of its episode)" if length is not None else ")")
             raise Failure(f"{name}: entry {bad[1:].tolist()} of the observation{' ' + key if key else ''} is {value[tuple(bad)]} {place}")

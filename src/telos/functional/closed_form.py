@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 _LOG_2PI = math.log(2 * math.pi)
 
 
-@dataclass(frozen=True)
-class StepArrays:
+class StepArrays(NamedTuple):
     """What a loss sees of B steps; the names are those of `functional.segments.StepView`."""
 
     logprob: np.ndarray  # [B] now
@@ -32,15 +30,14 @@ class StepArrays:
     returns: np.ndarray  # [B]
 
 
-@dataclass(frozen=True)
-class Slopes:
+class Slopes(NamedTuple):
     """A loss [B] of each step, and its derivatives in the step's log-probability, entropy and value."""
 
     loss: np.ndarray  # [B]
     logprob: np.ndarray  # [B]
     entropy: np.ndarray | float  # [B], or one number for all
     value: np.ndarray  # [B]
-    metrics: Mapping[str, np.ndarray] = field(default_factory=dict)  # [B] by name
+    metrics: Mapping[str, np.ndarray]  # [B] by name
 
 
 def standardised(values: np.ndarray, epsilon: float = 1e-8) -> np.ndarray:

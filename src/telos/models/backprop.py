@@ -12,7 +12,9 @@ from telos.models.networks import Fast
 
 
 def _of_tanh(slope: np.ndarray, _: np.ndarray, out: np.ndarray) -> np.ndarray:
-    slope -= slope * (out * out)
+    taken = out * out
+    taken *= slope
+    slope -= taken
     return slope
 
 
@@ -34,6 +36,13 @@ _SLOPES: dict[type[nn.Module], Callable[[np.ndarray, np.ndarray, np.ndarray], np
 }
 
 
+# Activations whose derivative follows from what they give are written over their input, which a linear layer has just made.
+_IN_PLACE: dict[type[nn.Module], Callable[[np.ndarray], np.ndarray]] = {
+    nn.Tanh: lambda x: np.tanh(x, out=x),
+    nn.ReLU: lambda x: np.maximum(x, 0.0, out=x),
+}
+
+
 class Backprop:
     """A perceptron on the CPU, forward and backward. `gradient_of(parameter)` is the array into which that parameter's gradient is written.
 
@@ -45,7 +54,10 @@ class Backprop:
             raise ValueError(f"no gradients are written out for {network}")
         fast = Fast.of(network)
         assert fast is not None
-        self.layers = fast.layers
+        self.layers = [
+            _IN_PLACE.get(type(layer), known) if i and callable(known) else known
+            for i, (layer, known) in enumerate(zip(network, fast.layers, strict=True))
+        ]
         self.slopes = [_SLOPES.get(type(layer)) for layer in network]
         self.gradients = [
             (gradient_of(layer.weight), gradient_of(layer.bias)) if isinstance(layer, nn.Linear) else None for layer in network

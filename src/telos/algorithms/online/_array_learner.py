@@ -61,21 +61,22 @@ class ArrayLearner(Learner):
         first minibatch's log-probabilities were from the old ones. Raises `NotFinite` (with `batch`) before a bad gradient touches a weight."""
         n = len(rows["advantage"])
         metrics: dict[str, np.ndarray] = {}
-        loss, gap, told = 0.0, 0.0, {}
+        losses = np.empty(n, dtype=np.float32)
+        gap, told = 0.0, {}
+        columns = [rows[name] for name in ROWS]
         for start in range(0, n, size):
             part = slice(start, min(start + size, n))
             count = part.stop - start
-            observation, coded, old_logprob, old_value, advantage, returns = (rows[name][part] for name in ROWS)
+            observation, coded, *kept = [column[part] for column in columns]
             outputs, value = self.actor.forward(observation), self.critic.forward(observation)[:, 0]
             logprob, entropy, saved = self.actions.score(outputs, coded)
+            found = self.slopes(self.config, StepArrays(logprob, entropy, value, *kept))
             if not start:
-                gap = float(np.abs(logprob - old_logprob).mean())
-            found = self.slopes(self.config, StepArrays(logprob, entropy, value, old_logprob, old_value, advantage, returns))
-            if not start:
+                gap = float(np.abs(logprob - kept[0]).mean())
                 metrics = {name: np.empty(n, dtype=np.float32) for name in found.metrics}
             for name, values in found.metrics.items():
                 metrics[name][part] = values
-            loss += float(found.loss.sum()) / count
+            losses[part] = found.loss
             of_outputs, of_log_std = self.actions.slope(saved, found.logprob, found.entropy)
             self.actor.backward(of_outputs)
             self.critic.backward(found.value[:, None])
@@ -83,7 +84,9 @@ class ArrayLearner(Learner):
                 self.log_std[:] = of_log_std
             told = self._step(count, batch)
         totals = {name: (float(values.sum(dtype=np.float64)), float(n)) for name, values in metrics.items()}
-        return {"loss": loss, "metrics": totals, "gap": gap, "optimiser_steps": -(-n // size), **told}
+        starts = np.arange(0, n, size)
+        loss = float((np.add.reduceat(losses, starts) / np.diff(starts, append=n)).sum())
+        return {"loss": loss, "metrics": totals, "gap": gap, "optimiser_steps": len(starts), **told}
 
     def _step(self, count: int, batch: Mapping[str, Any]) -> dict[str, float]:
         """AdamW's step (Loshchilov and Hutter 2019, Algorithm 2) with the gradient, which was summed over `count` rows, scaled down to the allowed norm. The

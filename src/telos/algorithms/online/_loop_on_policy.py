@@ -221,7 +221,7 @@ class Program(ControlProgram):
             chosen.append(action)
             reward[t] = outcome.reward
             terminated[t], truncated[t] = outcome.terminated, outcome.truncated
-            if truncated[t].any():
+            if ended and truncated[t].any():
                 rows = np.flatnonzero(truncated[t])
                 next_value[t, rows] = self.model.value(reader(take(outcome.observation, rows)))
             if c.normalize_rewards:
