@@ -99,7 +99,7 @@ class TrustRegionConfig(OnPolicyConfig):
     @property
     def trust_region(self) -> dict[str, Any]:
         """What `functional.natural.trust_region_step` is asked for."""
-        return {name: getattr(self, name) for name in ("max_kl", "damping", "cg_iterations", "backtracks")}
+        return {"max_kl": self.max_kl, "damping": self.damping, "cg_iterations": self.cg_iterations, "backtracks": self.backtracks}
 
 
 class ActorCritic(nn.Module):
